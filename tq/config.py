@@ -1,0 +1,268 @@
+"""The settings of every command: frozen dataclasses, the one source of flags, JSON files and the dashboard's form.
+
+A field's docstring (the string below it) is its help text everywhere. Bad values raise ValueError with one
+sentence. Standard library only: the dashboard imports this file and must not load torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from tq.scheme import ACT_BITS, Scheme, did_you_mean
+
+C = TypeVar("C")
+
+MODELS = (
+    *("cnn", "lenet", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
+    *("resnet20-a", "resnet32-a", "resnet44-a", "resnet56-a", "resnet110-a", "resnet18", "resnet50"),
+)
+DATASETS = ("digits", "mnist", "cifar10", "cifar100", "imagefolder")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    model: str = "resnet20"
+    """cnn, lenet, resnet20|32|44|56|110 (CIFAR form; a trailing -a takes option-A shortcuts), resnet18, resnet50, or package.module:factory"""
+    dataset: str = "digits"
+    """digits (embedded), mnist, cifar10, cifar100 or imagefolder"""
+    data: str | None = None
+    """directory that holds the data set (imagefolder: DIR/train/<class>/* and DIR/test or DIR/val)"""
+    download: bool = False
+    """fetch mnist, cifar10 or cifar100 into --data when it is not there"""
+    image_size: int | None = None
+    """height and width in pixels; default: the data set's own (digits 32, imagefolder: that of its first image)"""
+    scheme: str = "w1a2"
+    """w<bits>a<bits> with 1, 2, 4, 8 or 16 (16 = not quantized), or float"""
+    stage_act_bits: tuple[int, ...] = ()
+    """activation bits per stage of the network (layer1, layer2, ...), e.g. 4 2 2; default: the scheme's everywhere"""
+    first_last: Literal["16", "8", "same"] = "16"
+    """bits of the first and the last layer: 16 (float), 8, or the same as the scheme"""
+    override: tuple[str, ...] = ()
+    """PATTERN=SCHEME per layer name, the last match wins, e.g. 'layer3.*=w2a4' 'layer1.0.conv1=float'"""
+    act_quantizer: Literal["clip", "pact", "lsq"] = "lsq"
+    """clip (fixed step 1), pact (learned range), lsq (learned step)"""
+    weight_quantizer: Literal["auto", "scaled-sign", "lsq"] = "auto"
+    """auto: scaled-sign at 1 bit, lsq (learned step) above"""
+    granularity: Literal["channel", "tensor"] = "channel"
+    """one weight scale per output channel or per tensor"""
+    optimizer: Literal["sgd", "adamw", "hysteresis-sgd"] = "sgd"
+    """hysteresis-sgd keeps the latent weights in its state (1-bit weights only)"""
+    hysteresis: float = 0.1
+    """threshold that a latent weight must pass on the other side before its sign flips"""
+    hysteresis_mode: Literal["loop", "one-step"] = "loop"
+    """loop: keep the sign inside the threshold; one-step: use the raw latent weight for that step, as published in code"""
+    hysteresis_relative: bool = False
+    """threshold in units of the weight scale instead of latent units"""
+    lr: float = 0.05
+    """peak learning rate"""
+    momentum: float = 0.9
+    """momentum of sgd and hysteresis-sgd"""
+    weight_decay: float = 1e-4
+    """L2 for sgd and hysteresis-sgd, decoupled for adamw"""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """learning rate over the run; step: x0.1 at --milestones"""
+    milestones: tuple[float, ...] = (0.3, 0.6, 0.9)
+    """fractions of the run at which --schedule step divides the rate by ten"""
+    warmup: float = 0.0
+    """epochs of linear warm-up"""
+    epochs: int = 10
+    """epochs at --scheme"""
+    float_epochs: int = 0
+    """epochs of float training before quantizing, in the same run"""
+    batch_size: int = 128
+    """images per step"""
+    seed: int = 0
+    """seeds weights, order of images and augmentation"""
+    init: str | None = None
+    """start from these float weights: .safetensors, .pt, .pth or .th"""
+    augment: bool = True
+    """random crop with padding (all), horizontal flip (colour images)"""
+    compile: bool = True
+    """torch.compile forward, backward and the optimizer's step"""
+    amp: bool = False
+    """bfloat16 autocast in training; evaluation stays exact"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        scheme = Scheme.parse(self.scheme)
+        _known("model", self.model, MODELS, extra=":" in self.model)
+        _known("dataset", self.dataset, DATASETS)
+        for name in ("batch_size", "epochs"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("float_epochs", "hysteresis", "momentum", "weight_decay", "warmup", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr must be a positive number, got {self.lr}")
+        if bad := [b for b in self.stage_act_bits if b not in ACT_BITS]:
+            raise ValueError(f"stage_act_bits must be of {ACT_BITS}, got {bad[0]}")
+        if self.optimizer == "hysteresis-sgd" and scheme.weight_bits != 1:
+            raise ValueError(f"optimizer hysteresis-sgd trains 1-bit weights, but the scheme is {self.scheme}; use w1a* or another optimizer")
+        if self.weight_quantizer == "scaled-sign" and scheme.weight_bits not in (1, 16):
+            raise ValueError(f"weight_quantizer scaled-sign has 1 bit, but the scheme is {self.scheme}; use lsq")
+        for rule in self.override:
+            parse_override(rule)
+
+
+@dataclass(frozen=True)
+class QuantizeConfig:
+    """Post-training quantization of one trained float network."""
+
+    scheme: str = "w8a8"
+    """w<bits>a<bits> with 1, 2, 4, 8 or 16 (16 = not quantized)"""
+    model: str | None = None
+    """architecture, when the file does not name it (.pt, .pth, .th)"""
+    dataset: str | None = None
+    """data set of the calibration images; default: the one named in the file"""
+    data: str | None = None
+    """directory that holds the data set"""
+    image_size: int | None = None
+    """height and width in pixels; default: the one named in the file, else the data set's own"""
+    calib: int = 512
+    """number of calibration images, taken from the training split without labels"""
+    weight_range: Literal["minmax", "percentile", "mse"] = "mse"
+    """how a weight's range is chosen"""
+    act_range: Literal["minmax", "percentile", "mse"] = "mse"
+    """how an activation's range is chosen"""
+    percentile: float = 99.99
+    """share of the values, in percent, that a percentile range covers"""
+    granularity: Literal["channel", "tensor"] = "channel"
+    """one weight scale per output channel or per tensor"""
+    first_last: Literal["16", "8", "same"] = "8"
+    """bits of the first and the last layer: 16 (float), 8, or the same as the scheme"""
+    override: tuple[str, ...] = ()
+    """PATTERN=SCHEME per layer name, the last match wins"""
+    tolerance: float = 0.0
+    """largest allowed difference of a logit between the simulated and the packed model, in logits"""
+    seed: int = 0
+    """which calibration images are drawn"""
+    batch_size: int = 256
+    """images per forward"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        Scheme.parse(self.scheme)
+        if self.model is not None:
+            _known("model", self.model, MODELS, extra=":" in self.model)
+        if self.dataset is not None:
+            _known("dataset", self.dataset, DATASETS)
+        _at_least("calib", self.calib, 1)
+        _at_least("batch_size", self.batch_size, 1)
+        _at_least("tolerance", self.tolerance, 0)
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile must be above 50 and at most 100, got {self.percentile}")
+        for rule in self.override:
+            parse_override(rule)
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Latency and throughput of float eager, float compiled and packed, on the same inputs."""
+
+    batch: tuple[int, ...] = (1, 256)
+    """batch sizes"""
+    dataset: str | None = None
+    """data set of the images; default: the one named in the file"""
+    data: str | None = None
+    """directory that holds the data set"""
+    float_file: str | None = None
+    """the float model to compare with; default: the same network with the packed weights written out in float32"""
+    seconds: float = 3.0
+    """time spent on each row"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+
+    def __post_init__(self) -> None:
+        if self.dataset is not None:
+            _known("dataset", self.dataset, DATASETS)
+        if not self.batch or min(self.batch) < 1:
+            raise ValueError(f"batch needs sizes of at least 1, got {list(self.batch)}")
+        if not self.seconds > 0:
+            raise ValueError(f"seconds must be positive, got {self.seconds}")
+
+
+def parse_override(rule: str) -> tuple[str, Scheme]:
+    """'layer3.*=w2a4' -> ('layer3.*', Scheme(2, 4)). Raises ValueError."""
+    pattern, sep, name = rule.rpartition("=")
+    if not sep or not pattern:
+        raise ValueError(f"override must be PATTERN=SCHEME such as 'layer3.*=w2a4', got {rule!r}")
+    return pattern, Scheme.parse(name)
+
+
+def from_json(kind: type[C], path: Path | str) -> C:
+    """Read a config file. Keys that begin with "_comment" are ignored; an unknown key raises ValueError with the nearest name."""
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"config file {path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"config file {path} is not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"config file {path} must hold one JSON object, got {type(raw).__name__}")
+    return from_dict(kind, {k: v for k, v in raw.items() if not k.startswith("_comment")}, where=f"config file {path}")
+
+
+def from_dict(kind: type[C], raw: dict[str, Any], *, where: str = "config") -> C:
+    """Build a config from plain JSON values, with every key and type checked. Raises ValueError."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key, value in raw.items():
+        if key not in fields:
+            raise ValueError(f"{where}: unknown key {key!r}{did_you_mean(key, fields)}")
+        _check_type(f"{where}: {key}", value, str(fields[key].type))
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The plain JSON values of a config (tuples as lists)."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def choices(field: dataclasses.Field[Any]) -> tuple[str, ...]:
+    """The allowed words of a `Literal[...]` field, else ()."""
+    text = str(field.type)
+    if not text.startswith("Literal["):
+        return ()
+    return tuple(word.strip().strip("\"'") for word in text[len("Literal[") : -1].split(","))
+
+
+def _check_choices(config: Any) -> None:
+    for field in dataclasses.fields(config):
+        if allowed := choices(field):
+            _known(field.name, getattr(config, field.name), allowed)
+
+
+def _known(what: str, value: str, known: tuple[str, ...], *, extra: bool = False) -> None:
+    if value not in known and not extra:
+        raise ValueError(f"unknown {what} {value!r}: expected one of {', '.join(known)}{did_you_mean(str(value), known)}")
+
+
+def _at_least(what: str, value: float, low: float) -> None:
+    if not (math.isfinite(value) and value >= low):
+        raise ValueError(f"{what} must be at least {low}, got {value}")
+
+
+def _check_type(what: str, value: Any, annotation: str) -> None:
+    """JSON value against the annotation's text: bool, int, float, str, `X | None`, tuple[X, ...], Literal[...]."""
+    if annotation.startswith("tuple["):
+        inner = annotation[len("tuple[") :].split(",")[0]
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{what} must be a list, got {value!r}")
+        for item in value:
+            _check_type(what, item, inner)
+        return
+    if annotation.startswith("Literal["):
+        annotation = "str"
+    names = [name.strip() for name in annotation.split("|")]
+    actual = "None" if value is None else type(value).__name__
+    if actual not in names and not (actual == "int" and "float" in names):
+        raise ValueError(f"{what} must be {annotation.replace(' | None', ' or null')}, got {value!r}")

@@ -1,0 +1,403 @@
+"""Data sets held in memory as uint8, and deterministic batches of them.
+
+`load` gives a DataSet of two Splits; `Batches` shuffles, augments and normalises whole batches at once. The order is
+a function of (seed, epoch) and the augmentation one of (seed, epoch, batch), drawn on the CPU without the global
+generator, so a run that resumes in the middle of an epoch, or on another device, sees the same pixels bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from tq._torchvision import import_torchvision
+
+# (mean, std) of the training pixels in 0..1, the constants in common use.
+STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+Normal = tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images and their classes."""
+
+    images: Tensor  # uint8 [N,C,H,W]
+    labels: Tensor  # int64 [N]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Two splits with the names of their classes; mean and std are per channel, of values in 0..1."""
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    mean: Normal
+    std: Normal
+
+
+def load(name: str, *, root: str | None, download: bool = False, image_size: int | None = None) -> DataSet:
+    """The data set `name` (digits, mnist, cifar10, cifar100, imagefolder) with square images of `image_size` pixels.
+
+    Raises ValueError with one sentence when the files are missing, damaged or do not fit into memory.
+    """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}")
+    if name == "digits":
+        return _digits(image_size or 32)
+    if name not in ("imagefolder", *STATISTICS):
+        raise ValueError(f"unknown data set {name!r}: expected digits, mnist, cifar10, cifar100 or imagefolder")
+    if root is None:
+        hint = ", and --download to fetch it" if name in STATISTICS else ""
+        raise ValueError(f"data set {name} needs its directory: pass --data DIR{hint}")
+    folder = Path(root).expanduser()
+    return (
+        _imagefolder(folder, image_size) if name == "imagefolder" else _torchvision(name, folder, download, image_size)
+    )
+
+
+class Batches:
+    """Shuffled training batches of one split; the last partial batch is dropped.
+
+    Of every global batch of `batch_size` images, rank r of `world_size` gets images r, r + world_size, ...
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        mean: Normal,
+        std: Normal,
+        seed: int,
+        augment: bool,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if len(split) < batch_size:
+            raise ValueError(
+                f"the training split has {len(split)} images, fewer than one batch of {batch_size}; lower --batch-size"
+            )
+        if batch_size % world_size:
+            raise ValueError(f"batch_size {batch_size} must be a multiple of the {world_size} processes")
+        self.batch_size, self.seed, self.augment = batch_size, seed, augment
+        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        self.mean, self.std = mean, std
+        home = self.device if _fits(split.images, self.device) else torch.device("cpu")
+        self.images, self.labels = split.images.to(home), split.labels.to(home)
+
+    def __len__(self) -> int:
+        return len(self.labels) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches start, start + 1, ... of an epoch: float32 [B,C,H,W] normalised, int64 [B], on the device."""
+        order = torch.randperm(len(self.labels), generator=_generator(self.seed, epoch)).to(self.images.device)
+        for i in range(start, len(self)):
+            index = order[i * self.batch_size : (i + 1) * self.batch_size][self.rank :: self.world_size]
+            x = self.images.index_select(0, index).to(self.device, non_blocking=True)
+            y = self.labels.index_select(0, index).to(self.device, non_blocking=True)
+            if self.augment:
+                x = self._augmented(x, _generator(self.seed, epoch, i))
+            yield normalise(x, self.mean, self.std), y
+
+    def _augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Crop at random from the batch padded by 4 pixels of 32; mirror half of the colour images. uint8 [B,C,H,W]"""
+        channels, height, width = x.shape[1:]
+        pad = max(1, min(height, width) // 8)
+        # Drawn for the whole global batch, so that what an image gets does not depend on the number of processes.
+        offset = torch.randint(2 * pad + 1, (2, self.batch_size), generator=generator)
+        mirror = torch.randint(2, (self.batch_size,), generator=generator) == 1
+        offset, mirror = (
+            t[..., self.rank :: self.world_size].to(x.device, non_blocking=True) for t in (offset, mirror)
+        )
+        rows = torch.arange(height, device=x.device) + offset[0][:, None]  # [B,H]
+        columns = torch.arange(width, device=x.device)
+        if channels > 1:
+            columns = torch.where(mirror[:, None], columns.flip(0), columns)
+        columns = columns + offset[1][:, None]  # [B,W]
+        index = (rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]).flatten(1)  # [B,H*W]
+        padded = F.pad(x, (pad, pad, pad, pad)).flatten(2)
+        return padded.gather(2, index[:, None, :].expand(-1, channels, -1)).view_as(x)
+
+
+def eval_batches(
+    split: Split, *, batch_size: int, device: torch.device | str, mean: Normal, std: Normal
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The whole split in order, the last partial batch included: float32 [B,C,H,W] normalised, int64 [B]."""
+    for i in range(0, len(split), batch_size):
+        x, y = split.images[i : i + batch_size].to(device), split.labels[i : i + batch_size].to(device)
+        yield normalise(x, mean, std), y
+
+
+def normalise(images: Tensor, mean: Normal, std: Normal) -> Tensor:
+    """(x / 255 - mean) / std of uint8 [N,C,H,W] or [C,H,W] as one multiplication and one addition, in float32."""
+    if len(mean) != images.shape[-3] or len(std) != len(mean):
+        raise ValueError(
+            f"images have {images.shape[-3]} channels, but mean and std have {len(mean)} and {len(std)} values"
+        )
+    scale, shift = _affine(tuple(mean), tuple(std), images.device)
+    # Two roundings, not addcmul's one: that is contracted on some devices only, and all must see the same values.
+    return (images * scale).add_(shift)
+
+
+@lru_cache(maxsize=32)
+def _affine(mean: Normal, std: Normal, device: torch.device) -> tuple[Tensor, Tensor]:
+    # Kept, because making them on a GPU waits for it at every step; and made so that training may use them even when
+    # an evaluation under inference_mode came first.
+    with torch.inference_mode(False):
+        scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32, device=device)
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=torch.float32, device=device)
+    return scale[:, None, None], shift[:, None, None]
+
+
+def read_image(path: str | Path, *, channels: int, size: int | None) -> Tensor:
+    """One image file as uint8 [C,size,size]: shorter side resized, centre cropped; size None keeps the shorter side.
+
+    channels is 1 (gray) or 3 (RGB). Raises ValueError naming a file that is missing or cannot be decoded.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"images are read with 1 or 3 channels, got {channels}")
+    return torch.from_numpy(_decode(path, "L" if channels == 1 else "RGB", size))
+
+
+def _decode(path: str | Path, mode: str, size: int | None) -> np.ndarray:
+    """uint8 [C,size,size]"""
+    # Pillow's decoders raise many types for damaged files; all mean the same to the user.
+    try:
+        with Image.open(path) as image:
+            return _square(image, mode, size)
+    except FileNotFoundError:
+        raise ValueError(f"image {path} does not exist") from None
+    except Exception as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        raise ValueError(f"image {path} cannot be read: {reason}") from error
+
+
+def _square(image: Image.Image, mode: str, size: int | None) -> np.ndarray:
+    size = size or min(image.size)
+    shrink = size / min(image.size)
+    # A JPEG decodes directly at 1/2, 1/4 or 1/8, never below what is asked for: several times faster. Its true extent
+    # is then a fraction of a pixel less than its size.
+    wanted = (math.ceil(image.width * shrink), math.ceil(image.height * shrink))
+    drafted = image.draft(None, wanted) if shrink < 1 else None
+    width, height = drafted[1][2:] if drafted else image.size
+    before = image.size
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.size != before:
+        width, height = height, width
+    picture: Image.Image = image
+    if picture.mode.startswith("I"):
+        # 16 bits a pixel, which convert() alone would clip at 255.
+        picture = picture.convert("I").point(lambda v: v * (1 / 256))
+    if picture.mode != mode:
+        picture = picture.convert(mode)
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    if side != size:
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    elif picture.size != (size, size):
+        picture = picture.crop((int(left), int(top), int(left) + size, int(top) + size))
+    return np.array(picture, dtype=np.uint8).reshape(size, size, -1).transpose(2, 0, 1).copy()
+
+
+def _digits(image_size: int) -> DataSet:
+    """scikit-learn's 1,797 8x8 digits (Alpaydin and Kaynak, UCI 1998), enlarged; a fifth of every class is for test."""
+    try:
+        bunch = importlib.import_module("sklearn.datasets").load_digits()
+    except ImportError:
+        raise ValueError("data set digits comes with scikit-learn: pip install scikit-learn") from None
+    small = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)
+    images = _resized(small, image_size)
+    labels = torch.from_numpy(bunch.target).long()
+    # Fixed for good and not by the run's seed: accuracies of different runs must be on the same images. RandomState
+    # is NumPy's frozen generator, whose stream never changes.
+    order = torch.from_numpy(np.random.RandomState(0).permutation(len(labels)))
+    of_class = [order[labels[order] == c] for c in range(10)]
+    picked = torch.cat([members[: round(len(members) / 5)] for members in of_class])
+    is_test = torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, picked, True)
+    train, test = (Split(images[part], labels[part]) for part in (~is_test, is_test))
+    return DataSet("digits", train, test, tuple("0123456789"), *_statistics(train.images))
+
+
+def _torchvision(name: str, root: Path, download: bool, image_size: int | None) -> DataSet:
+    kind = getattr(import_torchvision().datasets, name.upper())
+    where = root / kind.base_folder if name != "mnist" else root / "MNIST" / "raw"
+    try:
+        parts = [kind(root=str(root), train=train, download=download) for train in (True, False)]
+    except Exception as error:
+        if download:
+            raise ValueError(f"{name} could not be downloaded into {root} ({error})") from error
+        state = "is missing or damaged" if where.is_dir() else "does not exist"
+        raise ValueError(
+            f"{name} was looked for in {where}, which {state}; pass the right --data DIR, or --download to fetch it"
+        ) from error
+    splits = []
+    for part in parts:
+        images = torch.as_tensor(part.data)
+        images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        images = _resized(images, image_size) if image_size else images
+        splits.append(Split(images.contiguous(), torch.as_tensor(part.targets, dtype=torch.int64)))
+    classes = tuple("0123456789") if name == "mnist" else tuple(parts[0].classes)
+    return DataSet(name, splits[0], splits[1], classes, *STATISTICS[name])
+
+
+def _imagefolder(root: Path, image_size: int | None) -> DataSet:
+    """ROOT/train/<class>/* and ROOT/test or ROOT/val, decoded once; one channel if a sample is all gray, else RGB."""
+    test_dir = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
+    for folder in (root / "train", test_dir):
+        if not folder.is_dir():
+            raise ValueError(
+                f"imagefolder {root} must hold train/<class>/* and test/<class>/* (or val), but {folder} does not exist"
+            )
+    train, test = _scan(root / "train"), _scan(test_dir)
+    if odd := sorted(train.keys() ^ test.keys()):
+        there, absent = ("train", test_dir.name) if odd[0] in train else (test_dir.name, "train")
+        raise ValueError(
+            f"{root}/{there} has a class folder {odd[0]!r} that {root}/{absent} lacks; both need the same classes"
+        )
+    paths = [path for files in train.values() for path in files]
+    sample = [_probe(path) for path in paths[:: -(-len(paths) // 64)]]
+    mode = "L" if all(gray for gray, _ in sample) else "RGB"
+    size = image_size or sample[0][1]
+    count = len(paths) + sum(map(len, test.values()))
+    need, free = count * (1 if mode == "L" else 3) * size * size, _available_bytes()
+    if free is not None and need > 0.9 * free:
+        raise ValueError(
+            f"{count:,} images of {size}x{size} need {need / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free;"
+            " lower --image-size"
+        )
+    with _progress(count) as progress:
+        task = progress.add_task(f"decoding {count:,} images ({need / 2**20:,.0f} MiB)", total=count)
+        splits = [_decode_all(folder, mode, size, lambda n: progress.advance(task, n)) for folder in (train, test)]
+    return DataSet("imagefolder", splits[0], splits[1], tuple(train), *_statistics(splits[0].images))
+
+
+def _scan(folder: Path) -> dict[str, list[str]]:
+    """Class name -> its image files, both sorted; other files are passed over, sub-folders are searched."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")):
+        walk = os.walk(folder / name, followlinks=True)
+        files = sorted(
+            os.path.join(at, f) for at, _, names in walk for f in names if f.lower().endswith(IMAGE_SUFFIXES)
+        )
+        if not files:
+            raise ValueError(f"class folder {folder / name} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        found[name] = files
+    if not found:
+        raise ValueError(f"{folder} holds no class folders; expected {folder}/<class>/*.jpg or another image format")
+    return found
+
+
+def _probe(path: str) -> tuple[bool, int]:
+    """(gray, shorter side) from the header alone."""
+    try:
+        with Image.open(path) as image:
+            return image.mode in ("1", "L", "LA") or image.mode.startswith("I"), min(image.size)
+    except Exception as error:
+        raise ValueError(f"image {path} cannot be read: {error}") from error
+
+
+def _decode_all(folder: dict[str, list[str]], mode: str, size: int, advance: Callable[[int], None]) -> Split:
+    paths = [path for files in folder.values() for path in files]
+    labels = torch.tensor([label for label, files in enumerate(folder.values()) for _ in files])
+    images = np.empty((len(paths), 1 if mode == "L" else 3, size, size), dtype=np.uint8)
+
+    def work(begin: int) -> None:
+        chunk = paths[begin : begin + 64]
+        for i, path in enumerate(chunk, begin):
+            images[i] = _decode(path, mode, size)
+        advance(len(chunk))
+
+    with ThreadPoolExecutor(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    ) as pool:
+        jobs = [pool.submit(work, begin) for begin in range(0, len(paths), 64)]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            # One bad file, or Ctrl-C, must not wait for the rest of a long decode.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return Split(torch.from_numpy(images), labels)
+
+
+def _progress(count: int) -> Any:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=count < 5000 or not console.is_terminal)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    """uint8 or float [N,C,H,W] -> uint8 [N,C,size,size], bilinear, a thousand at a time."""
+    if images.shape[-2:] == (size, size) and images.dtype == torch.uint8:
+        return images
+    resize = partial(F.interpolate, size=(size, size), mode="bilinear", antialias=True)
+    return torch.cat([resize(part.float()).round_().clamp_(0, 255).to(torch.uint8) for part in images.split(1024)])
+
+
+def _statistics(images: Tensor) -> tuple[Normal, Normal]:
+    """Mean and standard deviation per channel of values in 0..1, from exact integer sums."""
+    count = images.numel() // images.shape[1]
+    total = square = torch.zeros(images.shape[1], dtype=torch.int64)
+    for part in images.split(1024):
+        total = total + part.sum((0, 2, 3), dtype=torch.int64)
+        square = square + part.int().square_().sum((0, 2, 3), dtype=torch.int64)
+    mean = total.double() / count
+    std = (square.double() / count - mean.square()).clamp_min(0).sqrt()
+    # A channel that is constant would divide by zero.
+    std = torch.where(std > 0, std, 255.0)
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def _generator(*key: int) -> torch.Generator:
+    """A CPU generator seeded by a hash, so that neighbouring seeds, epochs and batches are unrelated."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _fits(images: Tensor, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return True
+    free, _ = torch.cuda.mem_get_info(device)
+    # The other half is for the network, its gradients and its activations.
+    return images.numel() < free / 2
+
+
+def _available_bytes() -> int | None:
+    """Memory that may still be used, by the machine's and the container's (cgroup v2) account; None when unknown."""
+    limits = []
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        limits.append(1024 * int(text.split("MemAvailable:")[1].split()[0]))
+        group = Path("/sys/fs/cgroup")
+        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError, IndexError):
+        pass
+    return min(limits, default=None)

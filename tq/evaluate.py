@@ -1,0 +1,56 @@
+"""Accuracy and loss of a network in evaluation form, and the comparison of two networks' logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`loss` is the mean cross-entropy in nats; `logits` [N, classes] float32 on the CPU."""
+
+    loss: float
+    correct: int
+    total: int
+    logits: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Top-1, in percent."""
+        return 100.0 * self.correct / self.total
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+    """Run `model` in evaluation mode over (x, y) batches. The model's mode is restored. Raises ValueError on no batch."""
+    was_training = model.training
+    model.eval()
+    logits, labels = [], []
+    try:
+        for x, y in batches:
+            logits.append(model(channels_last(x)).float())
+            labels.append(y)
+    finally:
+        model.train(was_training)
+    if not logits:
+        raise ValueError("there is no image to evaluate on")
+    scores, truth = torch.cat(logits), torch.cat(labels)
+    correct = int((scores.argmax(1) == truth).sum())
+    return Evaluation(float(F.cross_entropy(scores, truth)), correct, len(truth), scores.cpu())
+
+
+def largest_difference(a: Tensor, b: Tensor) -> float:
+    """max |a - b| over two sets of logits; infinity when one has NaN where the other has not."""
+    difference = (a.double() - b.double()).abs()
+    same_nan = a.isnan() & b.isnan()
+    return float(difference.masked_fill(same_nan, 0.0).nan_to_num(nan=torch.inf).max()) if a.numel() else 0.0
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """NHWC in memory for images, anything else unchanged."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

@@ -1,0 +1,73 @@
+"""What a training loop reports about itself, without making the device wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import psutil
+import torch
+from torch import Tensor
+
+REPORT_EVERY_S = 0.2
+
+
+class StepMeter:
+    """Averages loss and accuracy between reports, at most five a second.
+
+    On CUDA the sums are copied to the host asynchronously and reported one interval later, so a report never
+    synchronises; on the CPU they are read at once.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.pending: tuple[Tensor, torch.cuda.Event, int, float] | None = None
+        self._reset()
+
+    def add(
+        self, loss: Tensor, correct: Tensor, images: int, flip_rate: Callable[[], Tensor | None]
+    ) -> dict[str, float] | None:
+        """Count one step (0-dim tensors). Returns the fields of a `step` event when one is due, else None."""
+        self.loss, self.correct = self.loss + loss, self.correct + correct
+        self.steps += 1
+        self.images += images
+        elapsed = time.monotonic() - self.since
+        if elapsed < REPORT_EVERY_S:
+            return None
+        flips = flip_rate()
+        values = torch.stack([self.loss / self.steps, self.correct * (100.0 / self.images)])
+        if flips is not None:
+            values = torch.cat([values, (flips / self.steps).view(1)])
+        images_per_s = self.images / elapsed
+        self._reset()
+        if not self.cuda:
+            return _fields(values, images_per_s)
+        ready = self.pending
+        event = torch.cuda.Event()
+        host = values.to("cpu", non_blocking=True)
+        event.record()
+        self.pending = (host, event, 0, images_per_s)
+        if ready is None or not ready[1].query():
+            return None
+        return _fields(ready[0], ready[3])
+
+    def _reset(self) -> None:
+        self.loss: Tensor | float = 0.0
+        self.correct: Tensor | float = 0.0
+        self.steps = self.images = 0
+        self.since = time.monotonic()
+
+
+def _fields(values: Tensor, images_per_s: float) -> dict[str, float]:
+    fields = dict(zip(("loss", "acc", "flip_rate"), values.tolist(), strict=False))
+    return {**fields, "img_s": images_per_s}
+
+
+def system_load(device: torch.device) -> dict[str, float]:
+    """CPU in percent of one core, resident memory in bytes, and the device's memory in bytes."""
+    process = psutil.Process()
+    load = {"cpu": psutil.cpu_percent(), "rss": float(process.memory_info().rss)}
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        load |= {"gpu_mem": float(total - free), "torch_mem": float(torch.cuda.memory_allocated(device))}
+    return load

@@ -1,0 +1,1 @@
+"""Post-training quantization: ranges, calibration, the one-call `quantize`."""

@@ -1,0 +1,209 @@
+"""Fake quantizers: what a layer's weights and inputs become, as integer codes and a scale.
+
+Every quantizer returns `(codes, scale)` with value = codes * scale. The layer convolves the codes and multiplies by
+the scale afterwards, in training as in inference: the codes of 8 bits and less are exact in bfloat16, so mixed
+precision rounds nothing that the packed file keeps. Gradients pass the rounding straight through (STE); each class
+states its rule. Codes are integer-valued floats, centred on zero (a zero point is already subtracted).
+
+| class | of | scale | gradient | source |
+| --- | --- | --- | --- | --- |
+| ScaledSign | weights, 1 bit | mean of abs(w) | identity | XNOR-Net, arXiv 1603.05279, eq. 6 |
+| LearnedWeight | weights, 1 to 8 bits | learned per channel or tensor | LSQ | arXiv 1902.08153, eqs. 1 to 5 |
+| Clip | inputs | 1, fixed | 1 strictly inside the range | DoReFa-like, Quantized_ResNet |
+| PACT | inputs | alpha / n, learned | 1 inside; d/d alpha = 1 above | arXiv 1805.06085, eqs. 1 to 3 |
+| LearnedStep | inputs | learned, with an optional zero point | LSQ, LSQ+ offset fixed | arXiv 1902.08153, 2004.09576 |
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from triton_kernels.reference import quantize_input
+
+_TINY = 1e-8
+
+
+def weight_range(bits: int) -> tuple[int, int]:
+    """Smallest and largest weight code: (-1, 1) for one bit, else two's complement."""
+    return (-1, 1) if bits == 1 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def act_range(bits: int, *, signed: bool) -> tuple[int, int]:
+    """Smallest and largest input code: 0 .. 2^bits - 1, or two's complement when signed (one bit: -1 and 1)."""
+    return weight_range(bits) if signed else (0, 2**bits - 1)
+
+
+def _straight_through(value: Tensor, exact: Tensor, passes: Tensor) -> Tensor:
+    """Forward `exact`; backward the gradient of `value` where `passes`."""
+    return exact.detach() + torch.where(passes, value - value.detach(), 0.0)
+
+
+def _scale_gradient(x: Tensor, factor: float) -> Tensor:
+    return x * factor + (x * (1 - factor)).detach()
+
+
+def _sign(x: Tensor) -> Tensor:
+    return torch.where(x >= 0, 1.0, -1.0)
+
+
+class ScaledSign(nn.Module):
+    """w -> sign(w) with scale mean|w|, per output channel or per tensor.
+
+    With `held_by_optimizer` the parameter already is +-s (hysteresis-sgd keeps the latent weights): training uses it
+    as it is, evaluation resolves it by its sign.
+    """
+
+    bits = 1
+
+    def __init__(self, *, per_channel: bool = True) -> None:
+        super().__init__()
+        self.per_channel = per_channel
+        self.held_by_optimizer = False
+
+    def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """weight [O, ...] float -> codes [O, ...], scale [O]."""
+        if self.held_by_optimizer and self.training:
+            return weight, torch.ones(weight.shape[0], device=weight.device)
+        scale = weight.detach().abs().flatten(1).mean(1)
+        if not self.per_channel:
+            scale = scale.mean().expand(weight.shape[0])
+        scale = scale.clamp_min(_TINY)
+        latent = weight / scale.view(-1, *[1] * (weight.ndim - 1))
+        return _sign(weight).detach() + (latent - latent.detach()), scale
+
+
+class LearnedWeight(nn.Module):
+    """LSQ for weights; calibration sets `step`, training learns it."""
+
+    def __init__(self, bits: int, weight: Tensor, *, per_channel: bool = True) -> None:
+        super().__init__()
+        self.bits = bits
+        self.qmin, self.qmax = weight_range(bits)
+        self.per_channel = per_channel
+        self.step = nn.Parameter(torch.empty(weight.shape[0] if per_channel else 1, device=weight.device))
+        # LSQ's own start, section 2.1; calibration replaces it
+        rows = weight.detach().flatten(1) if per_channel else weight.detach().flatten()[None]
+        self.set_step(2 * rows.abs().mean(1) / self.qmax**0.5)
+
+    @torch.no_grad()
+    def set_step(self, step: Tensor) -> None:
+        """step: [O] (per channel) or [1], float32, positive; zero (an all-zero channel) becomes tiny."""
+        self.step.copy_(step.clamp_min(_TINY))
+
+    def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """weight [O, ...] float -> codes [O, ...], scale [O]."""
+        count = weight.numel() / self.step.numel()
+        step = _scale_gradient(self.step.abs().clamp_min(_TINY), (count * self.qmax) ** -0.5)
+        scaled = weight / step.view(-1, *[1] * (weight.ndim - 1))
+        exact = _sign(scaled) if self.bits == 1 else scaled.round().clamp(self.qmin, self.qmax)
+        inside = (scaled >= self.qmin) & (scaled <= self.qmax)
+        return _straight_through(scaled, exact, inside), step.expand(weight.shape[0])
+
+
+class ActQuantizer(nn.Module):
+    """Base of the input quantizers. `codes` is the exact form that evaluation and the packed layer share."""
+
+    def __init__(self, bits: int, *, signed: bool) -> None:
+        super().__init__()
+        self.bits = bits
+        self.signed = signed
+        self.qmin, self.qmax = act_range(bits, signed=signed)
+        self.zero_point = 0
+
+    @property
+    def binary(self) -> bool:
+        """True for signed one-bit inputs, whose codes are only -1 and 1."""
+        return self.bits == 1 and self.signed
+
+    def scale(self) -> Tensor:
+        """Value of one code, 0-dim float32."""
+        raise NotImplementedError
+
+    def set_range(self, scale: float, zero_point: int = 0) -> None:
+        """Take over a calibrated range."""
+        raise NotImplementedError
+
+    def codes(self, x: Tensor) -> Tensor:
+        """x float -> centred integer codes, float32, without gradient rules."""
+        inverse = self.scale().reciprocal()
+        return quantize_input(x, inverse, self.zero_point, self.qmin, self.qmax, binary=self.binary)
+
+    def _round(self, scaled: Tensor) -> Tensor:
+        if self.binary:
+            return _sign(scaled)
+        return (scaled.round() + self.zero_point).clamp(self.qmin, self.qmax) - self.zero_point
+
+    def _strictly_inside(self, scaled: Tensor) -> Tensor:
+        return (scaled > self.qmin - self.zero_point) & (scaled < self.qmax - self.zero_point)
+
+
+class Clip(ActQuantizer):
+    """clip(round(x), 0, 2^bits - 1): step 1, nothing to learn; batch normalization adapts to it."""
+
+    def scale(self) -> Tensor:
+        return torch.ones(())
+
+    def set_range(self, scale: float, zero_point: int = 0) -> None:
+        """The step is fixed at 1: a calibrated range is ignored by definition."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x float -> codes, scale."""
+        x = x.float()
+        return _straight_through(x, self._round(x), self._strictly_inside(x)), torch.ones((), device=x.device)
+
+
+class PACT(ActQuantizer):
+    """Range [0, alpha] with alpha learned; its L2 penalty is the optimizer's weight decay on alpha."""
+
+    def __init__(self, bits: int, *, signed: bool) -> None:
+        super().__init__(bits, signed=signed)
+        self.alpha = nn.Parameter(torch.tensor(float(self.qmax)))
+
+    def scale(self) -> Tensor:
+        return self.alpha.detach().abs().clamp_min(_TINY) / self.qmax
+
+    @torch.no_grad()
+    def set_range(self, scale: float, zero_point: int = 0) -> None:
+        """PACT has no zero point; alpha = scale * n."""
+        self.alpha.fill_(scale * self.qmax)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x float -> codes, scale."""
+        alpha = self.alpha.abs().clamp_min(_TINY)
+        scaled = x.float() * (self.qmax / alpha.detach())
+        inside = self._strictly_inside(scaled)
+        codes = _straight_through(scaled, self._round(scaled), inside)
+        # value = codes * alpha / n: inside the range alpha must get no gradient (eq. 3), so its share is taken back
+        back = codes.detach() * (1 - alpha / alpha.detach())
+        return codes + torch.where(inside, back, 0.0), alpha / self.qmax
+
+
+class LearnedStep(ActQuantizer):
+    """LSQ for inputs; after calibration without training it is plain static quantization."""
+
+    def __init__(self, bits: int, *, signed: bool) -> None:
+        super().__init__(bits, signed=signed)
+        self.step = nn.Parameter(torch.ones(()))
+
+    def scale(self) -> Tensor:
+        return self.step.detach().abs().clamp_min(_TINY)
+
+    @torch.no_grad()
+    def set_range(self, scale: float, zero_point: int = 0) -> None:
+        """scale: float > 0; zero_point: a code in [qmin, qmax] that means 0.0."""
+        self.step.fill_(max(scale, _TINY))
+        self.zero_point = zero_point
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, ...] float -> codes, scale."""
+        x = x.float()
+        step = _scale_gradient(self.step.abs().clamp_min(_TINY), (x[0].numel() * self.qmax) ** -0.5)
+        scaled = x / step
+        low, high = self.qmin - self.zero_point, self.qmax - self.zero_point
+        inside = (scaled >= low) & (scaled <= high)
+        exact = self._round(scaled)
+        return _straight_through(scaled, exact, inside), step
+
+
+ACT_QUANTIZERS = {"clip": Clip, "pact": PACT, "lsq": LearnedStep}

@@ -1,0 +1,137 @@
+"""One training step: forward, loss, backward and update, compiled; and what it needs: optimizer, learning rate.
+
+The learning rate lives in a tensor, so that a schedule changes it without a recompilation. Nothing here waits for the
+device: loss and counts come back as tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from tq.attach import quant_layers
+from tq.config import TrainConfig
+from tq.optim import HysteresisSGD
+from tq.quantizers import PACT, ScaledSign
+
+
+class TrainStep:
+    """Call it with a batch; it updates the model and returns (loss, number correct) as 0-dim tensors."""
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, *, compile: bool, amp: bool) -> None:
+        self.model, self.optimizer = model, optimizer
+        device = next(model.parameters()).device
+        # one lr tensor for all groups: 0-dim, on the CPU for a CPU model
+        self.lr = torch.zeros((), device=device)
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr
+        forward = _forward(model, amp, device.type)
+        self.forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = forward
+        self.update = _update(optimizer)
+        if compile:
+            self.forward = torch.compile(forward, fullgraph=True, dynamic=False)
+            self.update = torch.compile(self.update, fullgraph=True, dynamic=False)
+
+    def __call__(self, x: Tensor, y: Tensor, lr: float) -> tuple[Tensor, Tensor]:
+        """x [B, C, H, W] float32 normalised, y [B] int64."""
+        self.lr.fill_(lr)
+        loss, correct = self.forward(x, y)
+        loss.backward()
+        self.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), correct
+
+
+def _forward(model: nn.Module, amp: bool, device_type: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def forward(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(device_type, torch.bfloat16, enabled=amp):
+            logits = model(x)
+        logits = logits.float()
+        return F.cross_entropy(logits, y), (logits.argmax(1) == y).sum()
+
+    return forward
+
+
+def _update(optimizer: Optimizer) -> Callable[[], None]:
+    # torch wraps Optimizer.step in decorators that break the graph on purpose; the plain function compiles whole
+    step = inspect.unwrap(type(optimizer).step)
+
+    def update() -> None:
+        with torch.no_grad():
+            step(optimizer)
+
+    return update
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+    """The optimizer that `config` names, with weight decay on weights and PACT's alpha only.
+
+    With hysteresis-sgd the one-bit weights go to the hysteresis rule and their quantizers read the optimizer's result.
+    """
+    binary = _binary_weights(model) if config.optimizer == "hysteresis-sgd" else []
+    taken = {id(p) for p in binary}
+    alphas = {id(m.alpha) for m in model.modules() if isinstance(m, PACT)}
+    rest = [p for p in model.parameters() if id(p) not in taken]
+    decayed = [p for p in rest if p.ndim > 1 or id(p) in alphas]
+    plain = [p for p in rest if not (p.ndim > 1 or id(p) in alphas)]
+    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    if config.optimizer == "adamw":
+        return AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, foreach=False)
+    if config.optimizer == "sgd":
+        return SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
+    return HysteresisSGD(
+        [*groups, {"params": binary, "binary": True}],
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        threshold=config.hysteresis,
+        relative=config.hysteresis_relative,
+        mode=config.hysteresis_mode,
+        per_channel=config.granularity == "channel",
+    )
+
+
+def _binary_weights(model: nn.Module) -> list[Tensor]:
+    found = []
+    for layer in quant_layers(model).values():
+        if isinstance(layer.weight_quantizer, ScaledSign):
+            layer.weight_quantizer.held_by_optimizer = True
+            found.append(layer.weight)
+    return found
+
+
+def learning_rate(config: TrainConfig, done: float, *, epochs: int) -> float:
+    """The rate after a fraction `done` (0 to 1) of a stage of so many epochs."""
+    warm = min(config.warmup / epochs, 1.0)
+    if done < warm:
+        return config.lr * max(done, 1e-3) / warm
+    if config.schedule == "constant":
+        return config.lr
+    if config.schedule == "step":
+        return config.lr * 0.1 ** sum(done >= m for m in config.milestones)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
+
+
+class FlipMeter:
+    """Share of one-bit weights whose sign differs from the last measurement, on the device, without waiting for it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.layers = [m for m in quant_layers(model).values() if m.weight_quantizer and m.weight_quantizer.bits == 1]
+        self.total = sum(m.weight.numel() for m in self.layers)
+        self.signs = [m.weight.detach() >= 0 for m in self.layers]
+
+    @torch.no_grad()
+    def measure(self) -> Tensor | None:
+        """0-dim float32, or None when there are no one-bit weights."""
+        if not self.layers:
+            return None
+        now = [m.weight >= 0 for m in self.layers]
+        flipped = sum((a ^ b).sum() for a, b in zip(now, self.signs, strict=True))
+        self.signs = now
+        return flipped / self.total

@@ -1,0 +1,289 @@
+"""The training loop: float epochs, then quantized ones; evaluates, checkpoints, resumes. Knows nothing of any UI.
+
+Everything that a run does follows from its config: the weights from the seed, the images of batch i of epoch e from
+(seed, e, i), the learning rate from the step. A checkpoint therefore holds tensors and a position, and a resumed run
+is bit for bit the uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tq import data as datasets
+from tq import events
+from tq.attach import attach, coverage, to_channels_last
+from tq.config import TrainConfig, to_dict
+from tq.evaluate import Evaluation, channels_last, evaluate
+from tq.meters import StepMeter, system_load
+from tq.models import build, load_into, weights_from
+from tq.ptq.calibrate import calibrate
+from tq.runs import Run
+from tq.scheme import Scheme
+from tq.step import FlipMeter, TrainStep, learning_rate, make_optimizer
+
+EVAL_BATCH = 500
+CALIBRATION_BATCHES = 4
+SYSTEM_EVERY_S = 5.0
+
+
+class Stopped(Exception):
+    """A graceful stop was asked for; the checkpoint is written."""
+
+
+class Diverged(ValueError):
+    """The loss is NaN or infinite."""
+
+
+@dataclass
+class Position:
+    """Where a run stands; all that a checkpoint holds beside tensors."""
+
+    stage: int = 0
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    last: float = -1.0
+    float_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of epochs at one scheme."""
+
+    name: str
+    scheme: Scheme
+    epochs: int
+
+
+class Trainer:
+    """Trains the network of one run. `run()` to the end, or raises Stopped or Diverged."""
+
+    def __init__(self, config: TrainConfig, run: Run, *, resume: bool, should_stop: Callable[[], bool]) -> None:
+        self.config, self.log, self.path, self.should_stop = config, run.log, run.path, should_stop
+        self.device = pick_device(config.device)
+        self.stages = plan(config)
+        self.at = Position()
+        saved = read_checkpoint(self.path / "checkpoint.pt") if resume and (self.path / "checkpoint.pt").exists() else None
+        self.log.emit("phase", name="data")
+        self.data = datasets.load(
+            config.dataset, root=config.data, download=config.download, image_size=config.image_size
+        )
+        torch.manual_seed(config.seed)
+        self.model = build(config.model, **model_args(self.data)).to(self.device)
+        if config.init and saved is None:
+            load_into(self.model, weights_from(config.init), where=config.init)
+        to_channels_last(self.model)
+        self.batches = datasets.Batches(
+            self.data.train,
+            batch_size=config.batch_size,
+            device=self.device,
+            mean=self.data.mean,
+            std=self.data.std,
+            seed=config.seed,
+            augment=config.augment,
+        )
+        self.saved = saved
+        if saved is not None:
+            self.at = Position(**saved["position"])
+        self.log.emit(
+            "start",
+            v=events.VERSION,
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            epochs=sum(s.epochs for s in self.stages),
+            steps_per_epoch=len(self.batches),
+            metrics={"acc": {"goal": "max", "unit": "%"}, "loss": {"goal": "min", "unit": "nat"}},
+            resumed_from=self.at.step if saved is not None else None,
+        )
+
+    def run(self) -> nn.Module:
+        """Train through every stage; returns the network in training form."""
+        for number in range(self.at.stage, len(self.stages)):
+            self._enter(number)
+            self._fit(self.stages[number])
+        return self.model
+
+    def evaluate(self, model: nn.Module | None = None) -> Evaluation:
+        """The test split, in evaluation form."""
+        self.log.emit("phase", name="eval")
+        return evaluate(model or self.model, self.test_batches())
+
+    def test_batches(self) -> Any:
+        """Normalised batches of the whole test split, in order."""
+        return datasets.eval_batches(
+            self.data.test, batch_size=EVAL_BATCH, device=self.device, mean=self.data.mean, std=self.data.std
+        )
+
+    def _enter(self, number: int) -> None:
+        """Bring model, optimizer and step into the form of a stage, fresh or from the checkpoint."""
+        stage, config = self.stages[number], self.config
+        if number != self.at.stage:
+            self.at = Position(stage=number, step=self.at.step, float_accuracy=self.at.float_accuracy)
+        if not stage.scheme.is_float:
+            fresh_from_scratch = number == 0 and config.init is None
+            attach(
+                self.model,
+                stage.scheme,
+                first_last=config.first_last,
+                override=config.override,
+                stage_act_bits=config.stage_act_bits,
+                act_quantizer=config.act_quantizer,
+                weight_quantizer=config.weight_quantizer,
+                granularity=config.granularity,
+            )
+            if self.saved is None:
+                if number == 0 and config.init is not None:
+                    self.at.float_accuracy = self._initial_accuracy()
+                self._calibrate(batch_statistics=fresh_from_scratch)
+        self.optimizer = make_optimizer(self.model, config)
+        if self.saved is not None:
+            self.model.load_state_dict(self.saved["model"])
+            self.optimizer.load_state_dict(self.saved["optimizer"])
+            self.saved = None
+        self.step = TrainStep(self.model, self.optimizer, compile=config.compile, amp=config.amp)
+        self.flips = FlipMeter(self.model)
+
+    def _initial_accuracy(self) -> float:
+        """Accuracy of the float weights that --init gave, measured on a fresh float copy."""
+        model = build(self.config.model, **model_args(self.data)).to(self.device)
+        load_into(model, weights_from(self.config.init or ""), where=self.config.init or "")
+        return self.evaluate(to_channels_last(model)).accuracy
+
+    def _calibrate(self, *, batch_statistics: bool) -> None:
+        self.log.emit("phase", name="calibrate")
+        images = self.batches.epoch(0)
+        few = [channels_last(next(images)[0]) for _ in range(min(CALIBRATION_BATCHES, len(self.batches)))]
+        calibrate(self.model, few, batch_statistics=batch_statistics)
+
+    def _fit(self, stage: Stage) -> None:
+        steps = stage.epochs * len(self.batches)
+        meter = StepMeter(self.device)
+        self.log.emit("phase", name="compile" if self.config.compile else stage.name)
+        compiling = self.config.compile
+        next_system = 0.0
+        while self.at.epoch < stage.epochs:
+            self.model.train()
+            for x, y in self.batches.epoch(self._epoch_key(), start=self.at.batch):
+                done = (self.at.epoch * len(self.batches) + self.at.batch) / steps
+                lr = learning_rate(self.config, done, epochs=stage.epochs)
+                loss, correct = self.step(channels_last(x), y, lr)
+                self.at.batch += 1
+                self.at.step += 1
+                if compiling:
+                    compiling = False
+                    self.log.emit("phase", name=stage.name)
+                if fields := meter.add(loss, correct, len(y), self.flips.measure):
+                    self._report(fields, lr)
+                if time.monotonic() >= next_system:
+                    next_system = time.monotonic() + SYSTEM_EVERY_S
+                    self.log.emit("sys", **system_load(self.device))
+                if self.should_stop():
+                    self.checkpoint()
+                    raise Stopped
+            self._end_of_epoch(stage)
+
+    def _epoch_key(self) -> int:
+        """Epochs count on through the stages, so that no stage sees the other's order again."""
+        return sum(s.epochs for s in self.stages[: self.at.stage]) + self.at.epoch
+
+    def _report(self, fields: dict[str, float], lr: float) -> None:
+        self.log.step(step=self.at.step, epoch=self._epoch_key() + 1, lr=lr, **fields)
+        if not fields["loss"] - fields["loss"] == 0:
+            sentence = f"the loss is {fields['loss']} at step {self.at.step}; lower --lr (now {lr:.3g}) or add --warmup"
+            self.log.emit("alert", level="error", title="loss is not finite", text=sentence)
+            raise Diverged(sentence)
+
+    def _end_of_epoch(self, stage: Stage) -> None:
+        epoch = self._epoch_key() + 1
+        result = self.evaluate()
+        self.log.emit(
+            "eval", step=self.at.step, epoch=epoch, split="test", loss=result.loss, acc=result.accuracy
+        )
+        if result.accuracy < self.at.best / 2:
+            text = f"accuracy fell to {result.accuracy:.2f} % from {self.at.best:.2f} %"
+            self.log.emit("alert", level="warning", title="training diverges", text=text)
+        self.at.last = result.accuracy
+        if result.accuracy > self.at.best:
+            self.at.best, self.at.best_epoch = result.accuracy, epoch
+        if stage.scheme.is_float:
+            self.at.float_accuracy = result.accuracy
+        self.at.epoch, self.at.batch = self.at.epoch + 1, 0
+        self.checkpoint()
+        if self.at.epoch < stage.epochs:
+            self.log.emit("phase", name=stage.name)
+
+    def checkpoint(self) -> None:
+        """Write checkpoint.pt (tmp + fsync + rename), never over a good one with NaN weights."""
+        if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
+            raise Diverged(f"a weight is NaN or infinite at step {self.at.step}; the last good checkpoint is kept")
+        state = {
+            "version": 1,
+            "config": to_dict(self.config),
+            "position": asdict(self.at),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        target = self.path / "checkpoint.pt"
+        partial = target.with_suffix(".pt.tmp")
+        with open(partial, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+        self.log.emit("checkpoint", step=self.at.step, path=target.name, best=self.at.last >= self.at.best)
+
+
+def plan(config: TrainConfig) -> list[Stage]:
+    """The stages of a run: float first if asked for, then the scheme."""
+    scheme = Scheme.parse(config.scheme)
+    last = Stage("float" if scheme.is_float else "train", scheme, config.epochs)
+    if config.float_epochs and not scheme.is_float:
+        return [Stage("float", Scheme(), config.float_epochs), last]
+    return [last]
+
+
+def model_args(data: datasets.DataSet) -> dict[str, int]:
+    """The arguments that every model builder takes, from the data."""
+    channels, size = data.train.images.shape[1], data.train.images.shape[2]
+    return {"num_classes": len(data.classes), "in_channels": channels, "image_size": size}
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: CUDA if there is one. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name} was asked for, but this torch sees no CUDA device; use --device cpu")
+    return device
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's contents. Raises ValueError when it is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"checkpoint {path} cannot be read ({reason}); start the run anew") from None
+    if state.get("version") != 1:
+        raise ValueError(f"checkpoint {path} has version {state.get('version')!r}, this program reads 1")
+    return state
+
+
+def layers_bits(model: nn.Module) -> dict[str, int]:
+    """Weight bits by layer, for the `size` event."""
+    return {line.name: line.weight_bits for line in coverage(model)}

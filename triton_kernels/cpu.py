@@ -1,0 +1,182 @@
+"""Exact int8 accumulators on x86 CPUs through oneDNN, as PyTorch exposes it to its own quantizer.
+
+oneDNN computes sum((x - zero_point) * w) in int32 and then scales; with every scale 1, no bias and a float32 output the
+result is the accumulator itself, converted once. Two things follow from measurements and must not be "simplified":
+
+* Inputs are unsigned bytes, signed ones stored with an offset. Signed bytes fall back to a reference loop about a
+  thousand times slower on CPUs without AMX (375 ms instead of 0.49 ms for one row of a 4096 x 4096 matrix).
+* Without VNNI or AMX, oneDNN halves the weights so that its 16-bit partial sums do not saturate, and the result is not
+  exact. `probe` therefore runs products that need every bit, and where they come out wrong this path is not offered.
+
+The packed weight is an opaque mkldnn tensor, which can be neither copied nor saved; a form lives in memory only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+OPS = {
+    "int_conv2d": ("qconv_prepack", "qconv2d_pointwise"),
+    "int_matmul": ("qlinear_prepack", "qlinear_pointwise"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ConvForm:
+    """A convolution's weight in oneDNN's own blocked layout, with everything that was fixed when it was made."""
+
+    weight: Tensor  # opaque mkldnn int8
+    scales: Tensor  # float32 [O], ones
+    zero_points: Tensor  # int32 [O], zeros
+    out_channels: int
+    kernel_extent: tuple[int, int]  # dilation * (kernel - 1) + 1
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+    zero_point: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinearForm:
+    """A matrix in oneDNN's own blocked layout."""
+
+    weight: Tensor  # opaque mkldnn int8
+    scales: Tensor  # float32 [N], ones
+    zero_points: Tensor  # int32 [N], zeros
+    out_features: int
+    zero_point: int
+
+
+def prepare_conv2d(
+    weight: Tensor,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    zero_point: int = 0,
+) -> ConvForm:
+    """Reorder an int8 OIHW weight once, for inputs whose real zero is the byte `zero_point`."""
+    out, _, kh, kw = weight.shape
+    scales, zeros = torch.ones(out), torch.zeros(out, dtype=torch.int32)
+    geometry = list(stride), list(padding), list(dilation), groups
+    opaque = torch.ops.onednn.qconv_prepack(weight.contiguous(), scales, 1.0, zero_point, *geometry, None)
+    extent = (dilation[0] * (kh - 1) + 1, dilation[1] * (kw - 1) + 1)
+    return ConvForm(opaque, scales, zeros, out, extent, *geometry, zero_point)
+
+
+def int_conv2d(x: Tensor, form: ConvForm) -> Tensor:
+    """Accumulators of uint8 [N,C,H,W] (any strides) against a prepared weight: float32 [N,O,H',W'], channels last."""
+    if x.numel() == 0:
+        return _padding_only(x, form)
+    return torch.ops.onednn.qconv2d_pointwise.default(
+        x.contiguous(memory_format=torch.channels_last),
+        1.0,
+        form.zero_point,
+        form.weight,
+        form.scales,
+        form.zero_points,
+        None,
+        form.stride,
+        form.padding,
+        form.dilation,
+        form.groups,
+        1.0,
+        0,
+        torch.float32,
+        "none",
+        [],
+        "",
+    )
+
+
+def prepare_matmul(weight: Tensor, zero_point: int = 0) -> LinearForm:
+    """Reorder an int8 [N, K] weight once, for inputs whose real zero is the byte `zero_point`."""
+    n = weight.shape[0]
+    opaque = torch.ops.onednn.qlinear_prepack(weight.contiguous(), None)
+    return LinearForm(opaque, torch.ones(n), torch.zeros(n, dtype=torch.int32), n, zero_point)
+
+
+def int_matmul(x: Tensor, form: LinearForm) -> Tensor:
+    """Accumulators of uint8 [..., K] (any strides) against a prepared weight: float32 [..., N], contiguous."""
+    shape = (*x.shape[:-1], form.out_features)
+    if x.numel() == 0:
+        return torch.zeros(shape)
+    acc = torch.ops.onednn.qlinear_pointwise.default(
+        x.reshape(-1, x.shape[-1]).contiguous(),
+        1.0,
+        form.zero_point,
+        form.weight,
+        form.scales,
+        form.zero_points,
+        None,
+        1.0,
+        0,
+        torch.float32,
+        "none",
+        [],
+        "",
+    )
+    return acc.view(shape)
+
+
+@cache
+def probe(op: str) -> str:
+    """Why `op` ("int_conv2d" or "int_matmul") cannot be used on this machine; an empty string when it can.
+
+    Runs once, on first need: looks for oneDNN's operators in this build of torch, and compares a few small products
+    that saturate 16 bits or lose their lowest bit where the instructions for exact sums are missing.
+    """
+    if not all(hasattr(torch.ops.onednn, name) for name in OPS[op]):
+        return "this build of PyTorch has no oneDNN int8 operators"
+    try:
+        # A fresh mode: the first use may come under inference mode or with gradients on.
+        with torch.inference_mode(False), torch.no_grad():
+            exact = _conv_is_exact() if op == "int_conv2d" else _matmul_is_exact()
+    except (RuntimeError, NotImplementedError) as error:
+        return f"oneDNN refused a small int8 product: {str(error).strip().splitlines()[0]}"
+    return "" if exact else "oneDNN's int8 sums are not exact on this CPU, which lacks VNNI and AMX"
+
+
+def _padding_only(x: Tensor, form: ConvForm) -> Tensor:
+    sizes = [
+        (n + 2 * p - e) // s + 1
+        for n, p, e, s in zip(x.shape[2:], form.padding, form.kernel_extent, form.stride, strict=True)
+    ]
+    empty = torch.empty((x.shape[0], form.out_channels, *sizes), memory_format=torch.channels_last)
+    return empty.zero_()
+
+
+def _ramp(shape: tuple[int, ...], low: int, high: int) -> Tensor:
+    """Integers in [low, high] with both ends, odd values and runs of the extremes; no random state is touched."""
+    count = torch.Size(shape).numel()
+    values = torch.arange(count) * 7919 % (3 * (high - low + 1)) - (high - low + 1) + low
+    return values.clamp(low, high).reshape(shape)
+
+
+def _conv_is_exact() -> bool:
+    x, w_dense, w_depth = (
+        _ramp((2, 32, 5, 5), 0, 255),
+        _ramp((16, 32, 3, 3), -128, 127),
+        _ramp((32, 1, 3, 3), -128, 127),
+    )
+    for weight, groups, zero_point in ((w_dense, 1, 0), (w_dense, 1, 128), (w_depth, 32, 0), (w_depth, 32, 128)):
+        form = prepare_conv2d(weight.to(torch.int8), (1, 1), (1, 1), (1, 1), groups, zero_point)
+        want = torch.nn.functional.conv2d((x - zero_point).double(), weight.double(), None, 1, 1, 1, groups)
+        if not torch.equal(int_conv2d(x.to(torch.uint8), form).double(), want):
+            return False
+    return True
+
+
+def _matmul_is_exact() -> bool:
+    weight = _ramp((16, 64), -128, 127)
+    for rows, zero_point in ((1, 0), (1, 128), (9, 0), (9, 128)):
+        x = _ramp((rows, 64), 0, 255)
+        want = (x - zero_point).double() @ weight.double().T
+        form = prepare_matmul(weight.to(torch.int8), zero_point)
+        if not torch.equal(int_matmul(x.to(torch.uint8), form).double(), want):
+            return False
+    return True
