@@ -130,7 +130,11 @@ def decode(line: bytes) -> Event | None:
         event = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(event, dict) or not isinstance(event.get("k"), str) or not isinstance(event.get("t"), int | float):
+    if (
+        not isinstance(event, dict)
+        or not isinstance(event.get("k"), str)
+        or not isinstance(event.get("t"), int | float)
+    ):
         return None
     return {key: value if key in _TEXT else _from_json(value) for key, value in event.items()}
 
@@ -160,7 +164,9 @@ def replay(events: Iterable[Event]) -> list[Event]:
     for event in events:
         if event["k"] == "start":
             since = resumed_from(event)
-            kept = [e for e in kept if e["k"] not in ("step", "eval", "checkpoint") or number(e.get("step"), 0) <= since]
+            kept = [
+                e for e in kept if e["k"] not in ("step", "eval", "checkpoint") or number(e.get("step"), 0) <= since
+            ]
         kept.append(event)
     return kept
 

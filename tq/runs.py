@@ -224,7 +224,9 @@ def find(root: Path, text: str) -> Path:
     if len(found) == 1:
         return runs[found[0]]
     if found:
-        raise ValueError(f"{text!r} fits {len(found)} runs: {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}; give more of the id")
+        raise ValueError(
+            f"{text!r} fits {len(found)} runs: {', '.join(found[:4])}{', ...' if len(found) > 4 else ''}; give more of the id"
+        )
     near = difflib.get_close_matches(text, list(runs), n=3, cutoff=0.3) or list(runs)[:3]
     raise ValueError(f"no run {text!r} in {root}; nearest: {', '.join(near)}")
 
@@ -257,7 +259,9 @@ def launch(
     return _spawn([*command, *argv, "--run-dir", str(path)], path, wait_s)
 
 
-def resume(path: Path, *, command: Sequence[str] = (sys.executable, "-m", "tq"), wait_s: float = STARTING_FOR_S) -> Path:
+def resume(
+    path: Path, *, command: Sequence[str] = (sys.executable, "-m", "tq"), wait_s: float = STARTING_FOR_S
+) -> Path:
     """Start `tq train --resume PATH` detached, as `launch` does. Raises RunBusy if a trainer holds the run."""
     held, pid = _holder(path)
     if held:
@@ -273,7 +277,9 @@ def output_tail(path: Path, lines: int = 20, *, max_bytes: int = 32_768) -> list
             text = file.read().decode(errors="replace")
     except OSError:
         return []
-    return [line.rstrip("\r").rpartition("\r")[2].expandtabs() for line in text.rstrip("\n").split("\n") if line][-lines:]
+    return [line.rstrip("\r").rpartition("\r")[2].expandtabs() for line in text.rstrip("\n").split("\n") if line][
+        -lines:
+    ]
 
 
 def duration(seconds: float) -> str:
@@ -334,7 +340,9 @@ def _getlk(fd: int) -> tuple[int, int]:
     """Type and pid of the lock that keeps us from a write lock on `fd`."""
     # struct flock: macOS has (start, len, pid, type, whence), Linux (type, whence, start, len, pid).
     if sys.platform == "darwin":
-        _, _, pid, kind, _ = struct.unpack("qqihh", fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack("qqihh", 0, 0, 0, fcntl.F_WRLCK, 0)))
+        _, _, pid, kind, _ = struct.unpack(
+            "qqihh", fcntl.fcntl(fd, fcntl.F_GETLK, struct.pack("qqihh", 0, 0, 0, fcntl.F_WRLCK, 0))
+        )
     else:
         flock = struct.pack("hhqqi4x", fcntl.F_WRLCK, 0, 0, 0, 0)
         kind, _, _, _, pid = struct.unpack("hhqqi4x", fcntl.fcntl(fd, fcntl.F_GETLK, flock))
@@ -360,7 +368,9 @@ def _signal(path: Path, number: signal.Signals) -> int:
     if not found.live:
         raise ValueError(f"run {path.name} is not running ({found.word})")
     if found.pid is None:
-        raise ValueError(f"run {path.name} has no process on this host to signal{f'; it runs on {found.host}' if found.host else ''}")
+        raise ValueError(
+            f"run {path.name} has no process on this host to signal{f'; it runs on {found.host}' if found.host else ''}"
+        )
     os.kill(found.pid, number)
     return found.pid
 
@@ -426,7 +436,9 @@ def _spawn(command: list[str], path: Path, wait_s: float) -> Path:
     # Only what this child writes counts as its last words: a resumed run's out.log has older ones.
     before = (path / "out.log").stat().st_size if (path / "out.log").exists() else 0
     with open(path / "out.log", "ab") as out:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
     exited = threading.Event()
 
     # Somebody has to wait for the child, or it stays a zombie for as long as this process lives.
@@ -442,7 +454,9 @@ def _spawn(command: list[str], path: Path, wait_s: float) -> Path:
         if child.returncode == 0 or (before == 0 and (path / "run.json").exists()):
             break
         said = (path / "out.log").read_bytes()[before:].decode(errors="replace")
-        words = next((line for line in reversed(said.split("\n")) if line.strip()), f"it exited with code {child.returncode}").strip()
+        words = next(
+            (line for line in reversed(said.split("\n")) if line.strip()), f"it exited with code {child.returncode}"
+        ).strip()
         # A mistake in the arguments is all said in the sentence; a traceback is kept to be read.
         if not (path / "run.json").exists() and "Traceback" not in said:
             (path / "out.log").unlink()
