@@ -127,7 +127,7 @@ def attach(
         if bits.act_bits < 16:
             inputs = ACT_QUANTIZERS[act_quantizer](bits.act_bits, signed=not site.unsigned).to(layer.weight.device)
         swap(model, site, weights, inputs)
-    return model
+    return to_channels_last(model)
 
 
 def swap(model: nn.Module, site: Site, weights: ScaledSign | LearnedWeight | None, inputs: nn.Module | None) -> QuantLayer:

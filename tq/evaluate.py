@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tq.layers import channels_last
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -49,8 +51,3 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
     difference = (a.double() - b.double()).abs()
     same_nan = a.isnan() & b.isnan()
     return float(difference.masked_fill(same_nan, 0.0).nan_to_num(nan=torch.inf).max()) if a.numel() else 0.0
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """NHWC in memory for images, anything else unchanged."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

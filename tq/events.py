@@ -6,7 +6,7 @@
 
     start       v, pid, host, epochs, steps_per_epoch, metrics {name: {goal, unit}}, resumed_from
     phase       name: data, compile, float, train, calibrate, eval, pack or bench
-    step        step, epoch, loss, acc, lr, img_s, flip_rate     at most 5 a second; acc in percent
+    step        step, epoch, loss, acc, lr, img_s, flip_rate     at most 5 a second; acc in percent, flip_rate 0 to 1
     eval        step, epoch, split, loss, acc                    acc in percent
     size        float_bytes, packed_bytes, layers {name: bits}
     sys         cpu, rss, ...                                    cpu in percent, rss in bytes
@@ -70,7 +70,7 @@ class EventLog:
                 self.sync()
 
     def step(self, **fields: Any) -> None:
-        """`emit("step", ...)`, at most 5 a second: a step between is kept until a newer one or any other event comes."""
+        """`emit("step", ...)`, at most 5 a second: a step between waits for a newer one or for any other event."""
         with self._mutex:
             now = self._clock()
             self._pending = {"t": now, "k": "step", **fields}

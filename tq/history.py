@@ -176,7 +176,7 @@ class History:
         values = [number(event.get(key)) for key in Point._fields[:-1]]
         if not math.isfinite(values[0]):
             return
-        point = Point(*values)
+        point = Point._make([*values, 1])
         self._add(point)
         self._pace.append((event["t"], point.step))
         self._set(
@@ -295,7 +295,7 @@ def _mean(a: Point, b: Point) -> Point:
     n = a.n + b.n
     # A NaN loss stays visible; an absent field (NaN in both) stays absent.
     means = [(x * a.n + y * b.n) / n for x, y in zip(a[1:-1], b[1:-1], strict=True)]
-    return Point(b.step, b.epoch, *means[1:], n)
+    return Point._make([b.step, b.epoch, *means[1:], n])
 
 
 def _int(event: Event, key: str) -> int:

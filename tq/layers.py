@@ -160,3 +160,8 @@ class QuantLinear(QuantLayer, nn.Linear):
 
     def contract(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """NHWC in memory for 4-D tensors, anything else unchanged."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x

@@ -8,6 +8,7 @@ the same in float32.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import triton_kernels.ops as ops
-from tq.layers import QuantLayer
+from tq.layers import QuantLayer, channels_last
 from tq.quantizers import act_range
 from triton_kernels.layout import pack_weight, row_bytes, unpack_weight
 from triton_kernels.reference import epilogue, quantize_input, quantize_u8, u8_zero_point
@@ -33,24 +34,27 @@ class Format:
     shape: tuple[int, ...]
 
     @property
-    def weight_bytes(self) -> int:
-        """Size of the stored weight: rows of K codes, each row padded to whole bytes; float32 at 16 bits."""
-        k = 1
-        for size in self.shape[1:]:
-            k *= size
-        return self.shape[0] * (4 * k if self.weight_bits == 16 else row_bytes(k, self.weight_bits))
+    def stored_shape(self) -> tuple[int, ...]:
+        """Shape of the stored weight: rows of K codes padded to whole bytes; at 16 bits the weight's own."""
+        if self.weight_bits == 16:
+            return self.shape
+        return self.shape[0], row_bytes(math.prod(self.shape[1:]), self.weight_bits)
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """uint8, or float32 at 16 bits."""
+        return torch.float32 if self.weight_bits == 16 else torch.uint8
 
 
 class PackedLayer(nn.Module):
     """What both packed layers share.
 
-    Buffers: `weight_packed` uint8 [O, ceil(K * bits / 8)] (at 16 bits `weight` float32), `weight_scale` and `bias`
-    float32 [O], `input_scale` float32 0-dim. `impl` ("auto", "cpu", "reference") picks the integer implementation and
+    Buffers: `weight_packed` uint8 [O, ceil(K * bits / 8)] (at 16 bits float32 in the weight's own shape),
+    `weight_scale` and `bias` float32 [O], `input_scale` float32 0-dim. `impl` ("auto", "cpu", "reference") picks the integer implementation and
     never falls back silently.
     """
 
     weight_packed: Tensor
-    weight: Tensor
     weight_scale: Tensor
     bias: Tensor
     input_scale: Tensor
@@ -63,11 +67,7 @@ class PackedLayer(nn.Module):
         self.binary = form.act_signed and form.act_bits == 1
         self.qmin, self.qmax = act_range(form.act_bits, signed=form.act_signed) if form.act_bits < 16 else (0, 0)
         channels = form.shape[0]
-        if form.weight_bits == 16:
-            self.register_buffer("weight", torch.zeros(form.shape))
-        else:
-            width = form.weight_bytes // channels
-            self.register_buffer("weight_packed", torch.zeros(channels, width, dtype=torch.uint8))
+        self.register_buffer("weight_packed", torch.zeros(form.stored_shape, dtype=form.stored_dtype))
         self.register_buffer("weight_scale", torch.zeros(channels))
         self.register_buffer("bias", torch.zeros(channels))
         self.register_buffer("input_scale", torch.ones(()))
@@ -76,10 +76,9 @@ class PackedLayer(nn.Module):
     def fill(self, layer: QuantLayer) -> None:
         """Take the numbers of a training form: the only place that rounds for good."""
         codes = layer.weight_codes()[0].detach()
-        if self.format.weight_bits == 16:
-            self.weight.copy_(codes)
-        else:
-            self.weight_packed.copy_(pack_weight(codes.round().to(torch.int8).cpu(), self.format.weight_bits))
+        if self.format.weight_bits < 16:
+            codes = pack_weight(codes.round().to(torch.int8), self.format.weight_bits)
+        self.weight_packed.copy_(codes)
         scale, bias = layer.folded()
         self.weight_scale.copy_(scale)
         self.bias.copy_(bias)
@@ -112,10 +111,11 @@ class PackedLayer(nn.Module):
         raise NotImplementedError
 
     def _unpacked(self) -> Tensor:
-        form = self.format
-        if form.weight_bits == 16:
-            return self.weight
-        return unpack_weight(self.weight_packed, form.weight_bits, form.shape).float()
+        form, weight = self.format, self.weight_packed
+        if form.weight_bits < 16:
+            weight = unpack_weight(weight, form.weight_bits, form.shape).float()
+        # the layout picks the algorithm and so the rounding: the same one as in training
+        return channels_last(weight)
 
     def extra_repr(self) -> str:
         form = self.format

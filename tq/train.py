@@ -22,7 +22,8 @@ from tq import data as datasets
 from tq import events
 from tq.attach import attach, coverage, to_channels_last
 from tq.config import TrainConfig, to_dict
-from tq.evaluate import Evaluation, channels_last, evaluate
+from tq.evaluate import Evaluation, evaluate
+from tq.layers import channels_last
 from tq.meters import StepMeter, system_load
 from tq.models import build, load_into, weights_from
 from tq.ptq.calibrate import calibrate
