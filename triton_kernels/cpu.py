@@ -72,7 +72,7 @@ def int_conv2d(x: Tensor, form: ConvForm) -> Tensor:
     """Accumulators of uint8 [N,C,H,W] (any strides) against a prepared weight: float32 [N,O,H',W'], channels last."""
     if x.numel() == 0:
         return _padding_only(x, form)
-    return torch.ops.onednn.qconv2d_pointwise.default(
+    acc: Tensor = torch.ops.onednn.qconv2d_pointwise.default(
         x.contiguous(memory_format=torch.channels_last),
         1.0,
         form.zero_point,
@@ -91,6 +91,7 @@ def int_conv2d(x: Tensor, form: ConvForm) -> Tensor:
         [],
         "",
     )
+    return acc
 
 
 def prepare_matmul(weight: Tensor, zero_point: int = 0) -> LinearForm:
@@ -105,7 +106,7 @@ def int_matmul(x: Tensor, form: LinearForm) -> Tensor:
     shape = (*x.shape[:-1], form.out_features)
     if x.numel() == 0:
         return torch.zeros(shape)
-    acc = torch.ops.onednn.qlinear_pointwise.default(
+    acc: Tensor = torch.ops.onednn.qlinear_pointwise.default(
         x.reshape(-1, x.shape[-1]).contiguous(),
         1.0,
         form.zero_point,

@@ -94,7 +94,7 @@ def pack_weight(codes: Tensor, bits: int) -> Tensor:
     """Pack a weight: int8 [out, in/groups, kh, kw] or [out, in] to uint8 [out, row_bytes(K, bits)]."""
     if codes.dim() not in (2, 4):
         raise ValueError(f"expected a 4-D OIHW or 2-D weight, got {list(codes.shape)}: reshape it before packing")
-    rows = codes.permute(0, 2, 3, 1).reshape(codes.shape[0], -1) if codes.dim() == 4 else codes
+    rows = codes.permute(0, 2, 3, 1).flatten(1) if codes.dim() == 4 else codes
     return pack(rows, bits)
 
 

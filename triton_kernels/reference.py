@@ -107,9 +107,13 @@ def epilogue(acc: Tensor, scale: Tensor, bias: Tensor | None, *, channel_dim: in
 
 
 def finish(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-    """The tail of a fused layer: add the residual, then ReLU; both optional."""
+    """The tail of a fused layer: add the residual (of y's shape, any floating type), then ReLU; both optional."""
     if residual is not None:
-        y = y + residual
+        if residual.shape != y.shape:
+            raise ValueError(
+                f"expected a residual {list(y.shape)}, got {list(residual.shape)}: match the layer's output"
+            )
+        y = y + residual.to(y.dtype)
     return torch.relu(y) if relu else y
 
 
