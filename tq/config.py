@@ -126,6 +126,10 @@ class QuantizeConfig:
     """directory that holds the data set"""
     image_size: int | None = None
     """height and width in pixels; default: the one named in the file, else the data set's own"""
+    mean: tuple[float, ...] = ()
+    """per channel, of pixels in 0..1, that the network was trained with; default: the file's, else the data set's"""
+    std: tuple[float, ...] = ()
+    """per channel, like mean"""
     calib: int = 512
     """number of calibration images, taken from the training split without labels"""
     weight_range: Literal["minmax", "percentile", "mse"] = "mse"
@@ -156,6 +160,8 @@ class QuantizeConfig:
             _known("model", self.model, MODELS, extra=":" in self.model)
         if self.dataset is not None:
             _known("dataset", self.dataset, DATASETS)
+        if len(self.mean) != len(self.std) or any(not value > 0 for value in self.std):
+            raise ValueError(f"mean and std need one value a channel, std above 0; got {self.mean} and {self.std}")
         _at_least("calib", self.calib, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("tolerance", self.tolerance, 0)

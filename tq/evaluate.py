@@ -49,5 +49,5 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Eval
 def largest_difference(a: Tensor, b: Tensor) -> float:
     """max |a - b| over two sets of logits; infinity when one has NaN where the other has not."""
     difference = (a.double() - b.double()).abs()
-    same_nan = a.isnan() & b.isnan()
-    return float(difference.masked_fill(same_nan, 0.0).nan_to_num(nan=torch.inf).max()) if a.numel() else 0.0
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float(difference.masked_fill(same, 0.0).nan_to_num(nan=torch.inf).max()) if a.numel() else 0.0

@@ -126,7 +126,7 @@ class QuantLayer(nn.Module):
 class QuantConv2d(QuantLayer, nn.Conv2d):
     """nn.Conv2d with quantized weights and inputs; made by `tq.attach`."""
 
-    channel_dim = 1
+    channel_dim = -3
 
     @classmethod
     def from_float(cls, conv: nn.Conv2d, **parts: Any) -> QuantConv2d:

@@ -74,7 +74,9 @@ class PackedLayer(nn.Module):
 
     @torch.no_grad()
     def fill(self, layer: QuantLayer) -> None:
-        """Take the numbers of a training form: the only place that rounds for good."""
+        """Take the numbers of a training form: the only place that rounds for good. Raises ValueError for NaN weights."""
+        if not bool(layer.weight.isfinite().all()):
+            raise ValueError("its weights hold NaN or infinity, which no code stands for; train again with a lower --lr")
         codes = layer.weight_codes()[0].detach()
         if self.format.weight_bits < 16:
             codes = pack_weight(codes.round().to(torch.int8), self.format.weight_bits)
@@ -125,7 +127,7 @@ class PackedLayer(nn.Module):
 class PackedConv2d(PackedLayer):
     """A quantized convolution with folded batch normalization; x float [N, C, H, W] -> float32 [N, O, H', W']."""
 
-    channel_dim = 1
+    channel_dim = -3
 
     def __init__(self, form: Format, conv: nn.Conv2d, *, impl: str = "auto") -> None:
         super().__init__(form, impl=impl)

@@ -40,7 +40,7 @@ def _straight_through(value: Tensor, exact: Tensor, passes: Tensor) -> Tensor:
 
 
 def _scale_gradient(x: Tensor, factor: float) -> Tensor:
-    return x * factor + (x * (1 - factor)).detach()
+    return x.detach() + (x - x.detach()) * factor
 
 
 def _sign(x: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class PACT(ActQuantizer):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x float -> codes, scale."""
         alpha = self.alpha.abs().clamp_min(_TINY)
-        scaled = x.float() * (self.qmax / alpha.detach())
+        scaled = x.float() * self.scale().reciprocal()
         inside = self._strictly_inside(scaled)
         codes = _straight_through(scaled, self._round(scaled), inside)
         # value = codes * alpha / n: inside the range alpha must get no gradient (eq. 3), so its share is taken back
@@ -199,7 +199,8 @@ class LearnedStep(ActQuantizer):
         """x [B, ...] float -> codes, scale."""
         x = x.float()
         step = _scale_gradient(self.step.abs().clamp_min(_TINY), (x[0].numel() * self.qmax) ** -0.5)
-        scaled = x / step
+        # by the reciprocal, as in `codes`: a quotient could round to the other side of a half
+        scaled = x * step.reciprocal()
         low, high = self.qmin - self.zero_point, self.qmax - self.zero_point
         inside = (scaled >= low) & (scaled <= high)
         exact = self._round(scaled)

@@ -197,7 +197,9 @@ def resume(
     # Relative paths among its settings mean what they meant when it began.
     cwd = manifest(path).get("cwd")
     path = path.absolute()
-    return _spawn([*command, "train", "--resume", str(path)], path, wait_s, cwd=cwd if cwd and os.path.isdir(cwd) else None)
+    return _spawn(
+        [*command, "train", "--resume", str(path)], path, wait_s, cwd=cwd if cwd and os.path.isdir(cwd) else None
+    )
 
 
 def output_tail(path: Path, lines: int = 20, *, max_bytes: int = 32_768) -> list[str]:

@@ -74,7 +74,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
 
     With hysteresis-sgd the one-bit weights go to the hysteresis rule and their quantizers read the optimizer's result.
     """
-    binary = _binary_weights(model) if config.optimizer == "hysteresis-sgd" else []
+    binary = _binary_weights(model, held=config.optimizer == "hysteresis-sgd")
     taken = {id(p) for p in binary}
     alphas = {id(m.alpha) for m in model.modules() if isinstance(m, PACT)}
     rest = [p for p in model.parameters() if id(p) not in taken]
@@ -97,25 +97,25 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     )
 
 
-def _binary_weights(model: nn.Module) -> list[Tensor]:
-    found = []
-    for layer in quant_layers(model).values():
-        if isinstance(layer.weight_quantizer, ScaledSign):
-            layer.weight_quantizer.held_by_optimizer = True
-            found.append(layer.weight)
-    return found
+def _binary_weights(model: nn.Module, *, held: bool) -> list[Tensor]:
+    """The weights that the hysteresis rule takes, none unless `held`; their quantizers are told who holds them."""
+    layers = [m for m in quant_layers(model).values() if isinstance(m.weight_quantizer, ScaledSign)]
+    for layer in layers:
+        assert isinstance(layer.weight_quantizer, ScaledSign)
+        layer.weight_quantizer.held_by_optimizer = held
+    return [layer.weight for layer in layers] if held else []
 
 
 def learning_rate(config: TrainConfig, done: float, *, epochs: int) -> float:
     """The rate after a fraction `done` (0 to 1) of a stage of so many epochs."""
     warm = min(config.warmup / epochs, 1.0)
     if done < warm:
-        return config.lr * max(done, 1e-3) / warm
+        return config.lr * max(done / warm, 1e-3)
     if config.schedule == "constant":
         return config.lr
     if config.schedule == "step":
         return config.lr * 0.1 ** sum(done >= m for m in config.milestones)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (done - warm) / (1 - warm)))
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1 - warm, 1e-9)))
 
 
 class FlipMeter:

@@ -21,6 +21,7 @@ from torch import nn
 from tq import data as datasets
 from tq import events
 from tq.attach import attach, coverage, to_channels_last
+from tq.checkpoint import Info, predict_bytes
 from tq.config import TrainConfig, to_dict
 from tq.evaluate import Evaluation, evaluate
 from tq.layers import channels_last
@@ -85,6 +86,7 @@ class Trainer:
         if config.init and saved is None:
             load_into(self.model, weights_from(config.init), where=config.init)
         to_channels_last(self.model)
+        self.float_bytes = predict_bytes(self.model, self.info())
         self.batches = datasets.Batches(
             self.data.train,
             batch_size=config.batch_size,
@@ -126,6 +128,21 @@ class Trainer:
             self.data.test, batch_size=EVAL_BATCH, device=self.device, mean=self.data.mean, std=self.data.std
         )
 
+    def info(self, **metrics: Any) -> Info:
+        """What the run's file says about itself."""
+        data, args = self.data, model_args(self.data)
+        described = {
+            "name": data.name, "size": args["image_size"], "channels": args["in_channels"],
+            "mean": list(data.mean), "std": list(data.std),
+        }  # fmt: skip
+        return Info({"name": self.config.model, "args": args}, described, data.classes, metrics)
+
+    def _announce_size(self) -> None:
+        """The packed size follows from the layers alone, so it is known before the first step."""
+        packed = predict_bytes(self.model, self.info())
+        layers = {line.name: line.weight_bits for line in coverage(self.model)}
+        self.log.emit("size", float_bytes=self.float_bytes, packed_bytes=packed, layers=layers)
+
     def _enter(self, number: int) -> None:
         """Bring model, optimizer and step into the form of a stage, fresh or from the checkpoint."""
         stage, config = self.stages[number], self.config
@@ -147,6 +164,7 @@ class Trainer:
                 if number == 0 and config.init is not None:
                     self.at.float_accuracy = self._initial_accuracy()
                 self._calibrate(batch_statistics=fresh_from_scratch)
+        self._announce_size()
         self.optimizer = make_optimizer(self.model, config)
         if self.saved is not None:
             self.model.load_state_dict(self.saved["model"])
@@ -283,8 +301,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if state.get("version") != 1:
         raise ValueError(f"checkpoint {path} has version {state.get('version')!r}, this program reads 1")
     return state
-
-
-def layers_bits(model: nn.Module) -> dict[str, int]:
-    """Weight bits by layer, for the `size` event."""
-    return {line.name: line.weight_bits for line in coverage(model)}

@@ -59,18 +59,19 @@ class HysteresisSGD(Optimizer):
             threshold=threshold, relative=relative, mode=mode, per_channel=per_channel,
         )  # fmt: skip
         super().__init__(params, defaults)
-        self._init_state()
 
     @torch.no_grad()
-    def _init_state(self) -> None:
-        # at construction, not at the first step: a compiled step then has one graph, and p is binary from the start
-        for group in self.param_groups:
-            for p in group["params"]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                if group["binary"]:
-                    self.state[p]["latent"] = p.detach().clone()
-                    self.state[p]["old_sign"] = _sign(p)
-                    p.copy_(_sign(p) * _scale(p, group["per_channel"]))
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take over more parameters; those of a `binary=True` group become binary at once."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        # here, not at the first step: a compiled step then has one graph, and p is binary from the start
+        for p in group["params"]:
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            if group["binary"]:
+                self.state[p]["latent"] = p.detach().clone()
+                self.state[p]["old_sign"] = _sign(p)
+                p.copy_(_sign(p) * _scale(p, group["per_channel"]))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

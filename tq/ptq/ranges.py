@@ -40,8 +40,12 @@ class Histogram:
             self.counts = torch.zeros_like(self.counts)
             self.counts[BINS // 4 : BINS // 4 * 3] = half
             self.limit *= 2
-        if self.limit > 0:
-            self.counts += torch.histc(x, BINS, -self.limit, self.limit).double().cpu()
+        if self.limit == 0.0:  # only zeros so far; they belong to this bin whatever the limit becomes
+            self.counts[BINS // 2] += x.numel()
+            return
+        # histc counts in float32, which stops at 2^24
+        for part in x.flatten().split(1 << 24):
+            self.counts += torch.histc(part, BINS, -self.limit, self.limit).double().cpu()
 
     def centers(self) -> Tensor:
         """Middle of each bin, float64 [BINS]."""
@@ -56,7 +60,8 @@ def act_scale(seen: Histogram, qmin: int, qmax: int, *, method: str, percentile:
     """
     if seen.high < seen.low:
         raise ValueError("calibration saw no images; give at least one")
-    # a one-bit code +-1 stands for the middle of its half, and 0 / 1 has one step: both divide by qmax
+    if (qmin, qmax) == (-1, 1):  # one bit, signed: the codes are signs, and the mean magnitude is the least squares scale
+        return float((seen.centers().abs() * seen.counts).sum() / seen.counts.sum()) or 1.0
     largest = max(seen.high / qmax, seen.low / qmin if qmin < 0 else 0.0)
     if largest <= 0:
         return 1.0

@@ -1,0 +1,284 @@
+"""The command line: one dataclass a command, parsed by tyro; the work is in tq/commands, imported when a command runs.
+
+Results go to standard output (`--json`: one object), logs and progress to standard error. Exit codes: 0 done, 2 bad
+input (one sentence), 130 interrupted twice. `tq --help` loads neither torch nor textual.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+from tyro.conf import Positional
+
+from tq.config import BenchConfig, QuantizeConfig, TrainConfig, from_json, to_dict
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where a command's result goes."""
+
+    json: bool = False
+    """print one JSON object on standard output"""
+    out: Path | None = None
+    """write the result to this file"""
+
+
+class Unchecked:
+    """Lets the parser fill in flags first; `settings` then checks them, so that an error is one sentence."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    def settings(self, kind: type[C]) -> C:
+        """The config among the flags. Raises ValueError."""
+        names = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+        return kind(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Unchecked, TrainConfig, Output):
+    """Train a network to low bits and pack it.
+
+    $ tq train --float-epochs 4
+    $ tq train --dataset mnist --data DIR --model lenet --float-epochs 5 --epochs 10
+    $ tq train --dataset imagefolder --data DIR --scheme w4a4 --init runs/ID/model.safetensors
+    $ tq train --resume last
+    """
+
+    config: Path | None = None
+    """read settings from this JSON file; flags given beside it win"""
+    resume: str | None = None
+    """go on with this run (id, path, a piece of the id, or "last"); its own settings apply"""
+    detach: bool = False
+    """start in the background and return; watch it with `tq tui`"""
+    show: Literal["auto", "dashboard", "progress", "nothing"] = "progress"
+    """dashboard: train in the background and open the dashboard on it; auto: that where there is a terminal, else progress"""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+    run_dir: Path | None = None
+    """use this directory for the run (made by a launcher)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnData(Output):
+    """A file or run and the images to use with it."""
+
+    target: Positional[str]
+    """a packed or float model.safetensors, or a run"""
+    dataset: str | None = None
+    """data set; default: the one named in the file"""
+    data: str | None = None
+    """directory that holds the data set"""
+    model: str | None = None
+    """package.module:factory, for a file made from your own model"""
+    batch_size: int = 500
+    """images per forward"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    impl: Literal["auto", "cpu", "reference"] = "auto"
+    """implementation of the integer arithmetic"""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(OnData):
+    """Accuracy of a file or a run's file on the test images.
+
+    $ tq eval runs/ID/model.safetensors
+    $ tq eval last --json
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(Output):
+    """Top-5 classes of images.
+
+    $ tq predict model.safetensors cat.png dog.jpg
+    """
+
+    file: Positional[str]
+    """a packed or float model.safetensors, or a run"""
+    images: Positional[tuple[Path, ...]]
+    """image files"""
+    model: str | None = None
+    """package.module:factory, for a file made from your own model"""
+    top: int = 5
+    """number of classes shown"""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect(Output):
+    """Where the bytes of a file go: layer, bits, shape, bytes, share; predicted against actual size.
+
+    $ tq inspect model.safetensors
+    """
+
+    file: Positional[str]
+    """model.safetensors or a run"""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantize(Unchecked, QuantizeConfig, Output):
+    """Quantize a trained float network without training, and prove the file.
+
+    $ tq quantize float.safetensors --scheme w8a8
+    $ tq quantize resnet20.th --model resnet20-a --dataset cifar10 --data DIR --scheme w4a8 --calib 512
+    """
+
+    file: Positional[str]
+    """float weights (.safetensors, .pt, .pth, .th) or a float run"""
+    config: Path | None = None
+    """read settings from this JSON file; flags given beside it win"""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Unchecked, BenchConfig, Output):
+    """Latency and throughput: float eager, float compiled, packed; predictions are checked first.
+
+    $ tq bench model.safetensors
+    $ tq bench last --batch 1 32 256 --json
+    """
+
+    file: Positional[str]
+    """a packed model.safetensors or a run"""
+    config: Path | None = None
+    """read settings from this JSON file; flags given beside it win"""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs(Output):
+    """List, show, compare, stop and resume runs.
+
+    $ tq runs
+    $ tq runs show last
+    $ tq runs compare RUN RUN
+    $ tq runs stop RUN
+    """
+
+    action: Positional[Literal["list", "show", "compare", "stop", "resume"]] = "list"
+    """what to do"""
+    names: Positional[tuple[str, ...]] = ()
+    """runs: id, path, a piece of the id, or "last\""""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot(Output):
+    """Loss, accuracy and accuracy against size of runs, as PNG or SVG.
+
+    $ tq plot last --out curve.png
+    """
+
+    names: Positional[tuple[str, ...]]
+    """runs: id, path, a piece of the id, or "last\""""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tui(Output):
+    """The dashboard: watch, start, stop and resume runs.
+
+    $ tq tui
+    $ tq tui --run last
+    """
+
+    run: str | None = None
+    """open on this run"""
+    once: bool = False
+    """print the list of runs once and leave"""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+
+
+COMMANDS: dict[str, type[Output]] = {
+    "train": Train,
+    "eval": Eval,
+    "predict": Predict,
+    "inspect": Inspect,
+    "quantize": Quantize,
+    "bench": Bench,
+    "runs": Runs,
+    "plot": Plot,
+    "tui": Tui,
+}
+_MODULES = {"eval": "evaluate", "predict": "evaluate", "inspect": "evaluate", "plot": "runs"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        flags = parse(argv)
+        name = next(n for n, kind in COMMANDS.items() if kind is type(flags))
+        module = import_module(f"tq.commands.{_MODULES.get(name, name)}")
+        return int(getattr(module, name)(flags, argv) or 0)
+    except (ValueError, OSError) as error:
+        print(f"tq: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tq: interrupted", file=sys.stderr)
+        return 130
+
+
+def parse(argv: list[str]) -> Output:
+    """The chosen command with its flags; help and syntax errors end the program (codes 0 and 2). Raises ValueError."""
+    union: Any = None
+    for name, kind in COMMANDS.items():
+        # the overview shows a line a command, `tq COMMAND --help` the examples too
+        summary = None if argv[:1] == [name] else (kind.__doc__ or "").splitlines()[0]
+        entry = tyro.conf.subcommand(name, default=_default(name, argv), description=summary)
+        choice = Annotated[kind, entry]  # type: ignore[valid-type]
+        union = choice if union is None else union | choice
+    return tyro.cli(  # type: ignore[no-any-return]
+        union,
+        prog="tq",
+        description="Low-bit convolutional networks: train, pack, prove, run.",
+        args=argv,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+    )
+
+
+def explicit(flags: TrainConfig) -> list[str]:
+    """Names of the settings that differ from the defaults."""
+    given, default = to_dict(flags), to_dict(TrainConfig())
+    return [name for name, value in default.items() if given[name] != value]
+
+
+def _default(name: str, argv: list[str]) -> Any:
+    """With --config the file's values stand in for the flags' defaults."""
+    kinds: dict[str, Any] = {"train": TrainConfig, "quantize": QuantizeConfig, "bench": BenchConfig}
+    if argv[:1] != [name] or name not in kinds:
+        return tyro.MISSING_NONPROP
+    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--config")
+    path = files.parse_known_args(argv)[0].config
+    if path is None:
+        return tyro.MISSING_NONPROP
+    positional = {} if name == "train" else {"file": tyro.MISSING}
+    return COMMANDS[name](**dataclasses.asdict(from_json(kinds[name], path)), **positional)
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

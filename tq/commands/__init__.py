@@ -1,0 +1,1 @@
+"""What the commands do, a file each; heavy imports happen here, not in tq.cli."""

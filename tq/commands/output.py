@@ -1,0 +1,65 @@
+"""Print a result for people or for scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from tq.cli import Output
+
+
+def stderr() -> Console:
+    """The console for logs and progress."""
+    return Console(stderr=True, highlight=False)
+
+
+def show(result: dict[str, Any], flags: Output, render: Callable[[dict[str, Any]], RenderableType]) -> None:
+    """Print `result`: with --json as one object, else as `render` draws it; --out keeps the object in a file."""
+    text = json.dumps(_plain(result), indent=1, ensure_ascii=False, allow_nan=False)
+    if flags.out is not None:
+        write_atomic(flags.out, text + "\n")
+    print_result(result, flags, render)
+
+
+def print_result(result: dict[str, Any], flags: Output, render: Callable[[dict[str, Any]], RenderableType]) -> None:
+    """`show` without --out, for commands whose --out is something else."""
+    if flags.json:
+        print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False))
+    else:
+        Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(render(result))
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Whole or not at all. Raises OSError with a sentence."""
+    partial = path.with_name(path.name + ".tmp")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from None
+
+
+def size(count: float) -> str:
+    """48624 -> 48.6 kB (decimal, as file managers count)."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.{1 if count < 100 * factor else 0}f} {unit}"
+    return f"{int(count)} B"
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinity have no JSON: null."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not value - value == 0:
+        return None
+    return str(value) if isinstance(value, Path) else value

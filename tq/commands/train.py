@@ -1,0 +1,134 @@
+"""`tq train`: here, in the background, or in the background with the dashboard in front."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from tq import history, runs
+from tq.cli import Train, explicit
+from tq.commands.output import print_result, size
+from tq.config import TrainConfig, from_dict, to_dict
+
+_VERSIONS = ("torch", "torchvision", "triton", "safetensors", "textual", "rich")
+
+
+def train(flags: Train, argv: list[str]) -> int:
+    """Run the command. Raises ValueError and OSError for bad input."""
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    dashboard = flags.show == "dashboard" or (flags.show == "auto" and interactive)
+    if flags.detach or dashboard:
+        path = _launch(flags)
+        if dashboard:
+            from tui.app import main as open_dashboard
+
+            open_dashboard(flags.runs, path)
+        return _report_launched(path, flags)
+    config, run = _open(flags, argv)
+    with run:
+        from tq.progress import Progress, Tee
+
+        quiet = flags.show == "nothing"
+        with Progress(quiet=quiet) as progress:
+            run.log = Tee(run.log, progress)  # type: ignore[assignment]
+            from tq.session import execute
+
+            summary = execute(config, run, resume=flags.resume is not None, out=flags.out)
+    print_result(summary, flags, _render)
+    return 0
+
+
+def _open(flags: Train, argv: list[str]) -> tuple[TrainConfig, runs.Run]:
+    """The run's lock and its settings."""
+    if flags.resume is not None:
+        if given := explicit(flags):
+            raise ValueError(f"--resume goes on with the run's own settings; drop --{given[0].replace('_', '-')}")
+        path = runs.find(flags.runs, flags.resume)
+        config = from_dict(TrainConfig, runs.manifest(path).get("config", {}), where=f"{path / 'run.json'}")
+        return config, runs.reopen(path)
+    config = flags.settings(TrainConfig)
+    run = runs.create(
+        flags.runs,
+        name=_name(config),
+        argv=["tq", *argv],
+        config=to_dict(config),
+        seed=config.seed,
+        versions=_versions(),
+        device=config.device,
+        parent=config.init,
+        path=flags.run_dir,
+    )
+    return config, run
+
+
+def _launch(flags: Train) -> Path:
+    if flags.resume is not None:
+        return runs.resume(runs.find(flags.runs, flags.resume))
+    config = flags.settings(TrainConfig)
+    argv = ["train", "--show", "progress"]
+    default = to_dict(TrainConfig())
+    for name, value in to_dict(config).items():
+        if value != default[name]:
+            argv += _flag(name, value)
+    if flags.out is not None:
+        argv += ["--out", str(flags.out)]
+    return runs.launch(argv, root=flags.runs, name=_name(config))
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    word = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{word}" if value else f"--no-{word}"]
+    return [f"--{word}", *map(str, value if isinstance(value, list) else [value])]
+
+
+def _name(config: TrainConfig) -> str:
+    return f"{config.model.rpartition(':')[2]}-{config.scheme}"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _VERSIONS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _report_launched(path: Path, flags: Train) -> int:
+    state, status = history.read(path), runs.status(path)
+    if state.summary:
+        print_result(dict(state.summary), flags, _render)
+        return 0
+    result = {"run": str(path), "status": status.state}
+    print_result(result, flags, lambda r: f"run {path.name} is {status.word}; watch it: tq tui --run {path.name}")
+    return 0
+
+
+def _render(summary: dict[str, Any]) -> Any:
+    if summary.get("status") == "stopped":
+        return f"stopped at step {summary['step']}, checkpoint written; go on: tq train --resume {Path(summary['run']).name}"
+    table = Table(title=f"{Path(summary['run']).name}", title_justify="left")
+    for column, justify in (("network", "left"), ("accuracy %", "right"), ("bytes", "right"), ("of float", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    floats, packed = summary["float_bytes"], summary["bytes"]
+    accuracy = summary["float_accuracy"]
+    table.add_row("float", "not trained" if accuracy is None else f"{accuracy:.2f}", f"{floats:,}", "1")
+    if summary["scheme"] != "float":
+        table.add_row(f"trained {summary['scheme']}, simulated", f"{summary['trained_accuracy']:.2f}", "", "")
+        table.add_row(
+            "packed file, read back", f"{summary['packed_accuracy']:.2f}", f"{packed:,}", f"1/{floats / packed:.1f}"
+        )
+    left = ", ".join(summary["not_quantized"]) or "nothing"
+    table.caption = (
+        f"{summary['file']} ({size(packed)}); {summary['test_images']:,} test images; largest difference of a logit "
+        f"between simulated and packed: {summary['largest_logit_difference']:g}; best epoch {summary['best_epoch']} "
+        f"({summary['best_accuracy']:.2f} %); left float: {left}"
+    )
+    table.caption_justify = "left"
+    return table

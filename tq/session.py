@@ -1,0 +1,115 @@
+"""One training run from start to end: signals, the run log's last word, the verified file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tq.config import TrainConfig
+from tq.runs import Run
+
+
+class StopFlag:
+    """True after SIGTERM or Ctrl-C. A second Ctrl-C raises KeyboardInterrupt at once; the last checkpoint stays."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        self._old: dict[int, Any] = {}
+
+    def __call__(self) -> bool:
+        return self.raised
+
+    def __enter__(self) -> StopFlag:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._old[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.raised and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.raised = True
+
+
+def execute(config: TrainConfig, run: Run, *, resume: bool, out: Path | None = None) -> dict[str, Any]:
+    """Train, pack, save and verify. Returns the summary that the `end` event carries too.
+
+    `summary["status"]` is "ok" or "stopped" (after SIGTERM or Ctrl-C: checkpoint written, resume later). Errors are
+    logged as `end error` and raised again.
+    """
+    with StopFlag() as stop:
+        try:
+            # inside, so that a broken installation of torch ends the run with a reason
+            from tq.train import Stopped, Trainer
+
+            try:
+                trainer = Trainer(config, run, resume=resume, should_stop=stop)
+                trainer.run()
+                summary = _finish(trainer, out)
+            except Stopped:
+                summary = {"status": "stopped", "step": trainer.at.step, "run": str(run.path)}
+                run.log.emit("end", status="stopped", summary=summary)
+                return summary
+        except KeyboardInterrupt:
+            run.log.emit("end", status="stopped", error="interrupted twice; the last checkpoint stands")
+            raise
+        except BaseException as error:
+            tail = traceback.format_exc().splitlines()[-20:]
+            run.log.emit("end", status="error", error=str(error) or type(error).__name__, traceback="\n".join(tail))
+            raise
+    run.log.emit("end", status="ok", summary=summary)
+    return summary
+
+
+def _finish(trainer: Any, out: Path | None) -> dict[str, Any]:
+    """Pack, write, reload and compare; the files are the run's model.safetensors and, if asked for, `out`."""
+    from tq.attach import coverage, quant_layers
+    from tq.models import build
+    from tq.train import model_args
+    from tq.verify import save_verified
+
+    config, at, log = trainer.config, trainer.at, trainer.log
+    log.emit("phase", name="pack")
+    own = build(config.model, **model_args(trainer.data)) if ":" in config.model else None
+    info = trainer.info(float_bytes=trainer.float_bytes)
+    path = trainer.path / "model.safetensors"
+    proof = save_verified(trainer.model, path, info, trainer.test_batches, own_model=own)
+    if out is not None:
+        _copy(path, out)
+    layers = {line.name: line.weight_bits for line in coverage(trainer.model)}
+    log.emit("size", float_bytes=info.metrics["float_bytes"], packed_bytes=proof.bytes, layers=layers)
+    exact = {n: m.accumulator_bound() for n, m in quant_layers(trainer.model).items()}
+    return {
+        "status": "ok",
+        "run": str(trainer.path),
+        "file": str(out or path),
+        "scheme": config.scheme,
+        "float_accuracy": at.float_accuracy,
+        "trained_accuracy": proof.simulated.accuracy,
+        "packed_accuracy": proof.packed.accuracy,
+        "best_accuracy": at.best,
+        "best_epoch": at.best_epoch,
+        "largest_logit_difference": proof.largest_difference,
+        "test_images": proof.packed.total,
+        "float_bytes": info.metrics["float_bytes"],
+        "bytes": proof.bytes,
+        "not_quantized": [n for n, bits in layers.items() if bits == 16],
+        "in_float64": [n for n, bound in exact.items() if bound >= 2**24],
+    }
+
+
+def _copy(path: Path, out: Path) -> None:
+    partial = out.with_name(out.name + ".tmp")
+    try:
+        partial.write_bytes(path.read_bytes())
+        os.replace(partial, out)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OSError(error.errno, f"cannot write {out}: {error.strerror}; the network is safe in {path}") from None
