@@ -223,7 +223,10 @@ def _signal(path: Path, number: signal.Signals) -> int:
         raise ValueError(
             f"run {path.name} has no process on this host to signal{f'; it runs on {found.host}' if found.host else ''}"
         )
-    os.kill(found.pid, number)
+    try:
+        os.kill(found.pid, number)
+    except ProcessLookupError:
+        raise ValueError(f"run {path.name} has just ended") from None
     return found.pid
 
 

@@ -1,0 +1,1 @@
+"""The dashboard: watches run directories, starts, stops and resumes runs. It imports no torch and owns no run."""
