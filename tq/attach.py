@@ -22,6 +22,10 @@ from tq.layers import QuantConv2d, QuantLayer, QuantLinear
 from tq.quantizers import ACT_QUANTIZERS, LearnedWeight, ScaledSign
 from tq.scheme import Scheme, did_you_mean
 
+FIRST_LAST = ("16", "8", "same")
+WEIGHT_QUANTIZERS = ("auto", "scaled-sign", "lsq")
+GRANULARITIES = ("channel", "tensor")
+
 _PASS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity)
 _PASS_NAMES = {
     *("flatten", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "dropout", "view", "reshape", "mean"),
@@ -60,7 +64,8 @@ def sites(model: nn.Module) -> list[Site]:
         warnings.warn(
             f"torch.fx cannot read {type(model).__name__} ({reason}); nothing is folded, all inputs are signed", stacklevel=3
         )
-        return [Site(n, None, False) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+        # torch's own classes only, as in a traced network: a subclass may have another forward
+        return [Site(n, None, False) for n, m in model.named_modules() if type(m) in (nn.Conv2d, nn.Linear)]
     modules = dict(model.named_modules())
     calls = [node for node in graph.nodes if node.op == "call_module"]
     times_called: dict[str, int] = {}
@@ -70,7 +75,7 @@ def sites(model: nn.Module) -> list[Site]:
     for node in calls:
         name = str(node.target)
         if isinstance(modules[name], nn.Conv2d | nn.Linear):
-            unsigned = _non_negative(node.args[0], modules)
+            unsigned = _non_negative(_input(node), modules)
             if name in found:
                 unsigned = unsigned and found[name].unsigned
             bn = _following_bn(node, modules) if times_called[name] == 1 else None
@@ -101,17 +106,29 @@ def attach(
         granularity: "channel" or "tensor", of the weight scales.
 
     Raises:
-        ValueError: nothing to quantize, a pattern that matches no layer, more stages than the network has.
+        ValueError: nothing to quantize, already quantized, an unknown word, a pattern that matches no layer, more stages
+            than the network has, a layer that has no quantized form; the network is then unchanged.
     """
+    for what, word, words in (
+        ("first_last", first_last, FIRST_LAST),
+        ("act_quantizer", act_quantizer, tuple(ACT_QUANTIZERS)),
+        ("weight_quantizer", weight_quantizer, WEIGHT_QUANTIZERS),
+        ("granularity", granularity, GRANULARITIES),
+    ):
+        if word not in words:
+            raise ValueError(f"unknown {what} {word!r}: expected one of {', '.join(words)}{did_you_mean(str(word), words)}")
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
+    if quant_layers(model):
+        raise ValueError(f"{type(model).__name__} is already quantized; attach to a fresh float network")
     found = sites(model)
     if not found:
         raise ValueError(f"{type(model).__name__} has no nn.Conv2d or nn.Linear layer to quantize")
     plan = plan_bits([s.name for s in found], scheme, first_last=first_last, override=override, stage_act_bits=stage_act_bits)
+    found = [site for site in found if not plan[site.name].is_float]
+    for site in found:
+        _check_swap(model, site.name)
     for site in found:
         bits = plan[site.name]
-        if bits.is_float:
-            continue
         layer = model.get_submodule(site.name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         weights: ScaledSign | LearnedWeight | None = None
@@ -159,9 +176,9 @@ def plan_bits(
             raise ValueError(f"stage_act_bits gives {len(stage_act_bits)} stages, but the network has no layer{stage}")
         plan.update(dict.fromkeys(members, Scheme(scheme.weight_bits, bits)))
     if first_last != "same":
-        ends = Scheme(8, 8) if first_last == "8" and not scheme.is_float else Scheme()
-        # weights without quantized inputs stay weight-only at the ends too
-        ends = Scheme(ends.weight_bits, 16) if scheme.act_bits == 16 else ends
+        bits_of_ends = 8 if first_last == "8" else 16
+        # what the scheme leaves float everywhere stays float at the ends too
+        ends = Scheme(*(16 if bits == 16 else bits_of_ends for bits in (scheme.weight_bits, scheme.act_bits)))
         plan[names[0]] = plan[names[-1]] = ends
     for rule in override:
         pattern, bits_of = parse_override(rule)
@@ -195,8 +212,30 @@ def _following_bn(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
     if user.op != "call_module":
         return None
     bn = modules[str(user.target)]
-    usable = isinstance(bn, nn.BatchNorm1d | nn.BatchNorm2d) and bn.affine and bn.track_running_stats
+    layer = modules[str(node.target)]
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    kind = nn.BatchNorm2d if isinstance(layer, nn.Conv2d) else nn.BatchNorm1d
+    # on [B, T, K] BatchNorm1d normalises T, which a linear layer's K channels cannot absorb
+    usable = isinstance(bn, kind) and bn.affine and bn.track_running_stats and bn.num_features == layer.weight.shape[0]
     return str(user.target) if usable else None
+
+
+def _input(node: fx.Node) -> object:
+    """The first argument of a call, however it was passed."""
+    return node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("tensors"))
+
+
+def _check_swap(model: nn.Module, name: str) -> None:
+    """Raise ValueError for a layer that cannot be replaced by its quantized form."""
+    layer = model.get_submodule(name)
+    names = [n for n, m in model.named_modules(remove_duplicate=False) if m is layer]
+    if len(names) > 1:
+        raise ValueError(f"layer {name} is also registered as {names[1]}; keep one name, or leave it float with {name}=float")
+    if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
+        raise ValueError(
+            f"layer {name} has padding {layer.padding!r} of mode {layer.padding_mode!r}, but a quantized conv needs zero "
+            f"padding given in numbers; change it, or leave the layer float with {name}=float"
+        )
 
 
 def _non_negative(node: object, modules: dict[str, nn.Module]) -> bool:
@@ -207,14 +246,17 @@ def _non_negative(node: object, modules: dict[str, nn.Module]) -> bool:
         module = modules[str(node.target)]
         if isinstance(module, _NON_NEGATIVE):
             return True
-        return isinstance(module, _PASS) and _non_negative(node.args[0], modules)
+        return isinstance(module, _PASS) and _non_negative(_input(node), modules)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if name in _NON_NEGATIVE_NAMES:
         return True
     if name in _PASS_NAMES or node.target in (F.max_pool2d, F.avg_pool2d):
-        return _non_negative(node.args[0], modules)
-    if name in ("add", "iadd", "add_", "cat"):
-        parts = node.args[0] if name == "cat" and isinstance(node.args[0], list | tuple) else node.args
+        return _non_negative(_input(node), modules)
+    if name == "cat":
+        parts = _input(node)
+        return isinstance(parts, list | tuple) and all(_non_negative(part, modules) for part in parts)
+    if name in ("add", "iadd", "add_"):
+        parts = [*node.args, *node.kwargs.values()]  # with torch.add's alpha
         return all(part >= 0 if isinstance(part, int | float) else _non_negative(part, modules) for part in parts)
     return False
 

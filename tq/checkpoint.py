@@ -11,12 +11,13 @@ Tensors (one header entry costs about 85 bytes, so what is small is stacked over
 | anything else | as it was | layers left float, under their own names (`num_batches_tracked` is dropped) |
 
 `__metadata__` (strings): format, model (builder and arguments), quantization_config (compressed-tensors' field names),
-data (name, size, mean, std), classes, metrics (of this very file), sha256 of the tensor bytes. A file's size is
-predicted from the network alone and compared with the bytes written.
+data (name, size, mean, std), classes, metrics (of this very file), sha256 of the whole file with these 64 digits as
+zeros. A file's size is predicted from the network alone and compared with the bytes written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -34,12 +35,14 @@ from tq.attach import quant_layers, sites, to_channels_last
 from tq.convert import convert
 from tq.models import BUILDERS, build
 from tq.packed import Format, format_of, make_packed, packed_layers
+from tq.quantizers import act_range
 from tq.scheme import ACT_BITS, WEIGHT_BITS
 
 FORMAT = "tq/1"
 _STACKED = ("tq.layers", "tq.weight_scale", "tq.bias", "tq.input_scale")
 _PACKED = ".weight_packed"
 _COLUMNS = 8
+_UNSIGNED = "0" * 64
 # in the order in which safetensors lays tensors out: wide types first, names within
 _DTYPES = {
     torch.int64: ("I64", 8), torch.float32: ("F32", 4), torch.int32: ("I32", 4), torch.uint8: ("U8", 1),
@@ -101,8 +104,10 @@ def save(model: nn.Module, path: str | Path, info: Info | None = None) -> int:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OSError(error.errno, f"cannot write {path}: {error.strerror}; the network is not saved") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return len(blob)
 
 
@@ -116,8 +121,9 @@ def to_bytes(model: nn.Module, info: Info) -> bytes:
     stored = safetensors.torch.save(tensors)
     body = stored[8 + int.from_bytes(stored[:8], "little") :]
     # safetensors writes its metadata in random order: our own header makes the same network the same bytes
-    metadata = _metadata(_parts(model)[0], info, hashlib.sha256(body).hexdigest())
-    blob = _header(entries, metadata) + body
+    metadata = _metadata(_parts(model)[0], info, _UNSIGNED)
+    digest = hashlib.sha256(_header(entries, metadata) + body).hexdigest()
+    blob = _header(entries, metadata | {"sha256": digest}) + body
     if len(blob) != (predicted := predict_bytes(model, info)):
         raise RuntimeError(f"the file has {len(blob)} bytes where {predicted} were predicted; please report this")
     return blob
@@ -127,7 +133,7 @@ def predict_bytes(model: nn.Module, info: Info | None = None) -> int:
     """Size of the file that `save` writes, from shapes and bits alone (training form, packed or float)."""
     formats, rest = _parts(model)
     entries = _entries(formats, rest)
-    return len(_header(entries, _metadata(formats, info or Info(), "0" * 64))) + sum(e[2] for e in entries.values())
+    return len(_header(entries, _metadata(formats, info or Info(), _UNSIGNED))) + sum(e[2] for e in entries.values())
 
 
 def load(
@@ -141,10 +147,13 @@ def load(
     info = _info(metadata, path)
     if model is None:
         # a builder outside the package would be code named by an untrusted file
-        if info.model is None or info.model.get("name") not in BUILDERS:
+        if info.model is None or str(info.model.get("name")) not in BUILDERS:
             raise ValueError(f"{path} does not name a model of tq ({info.model}); build it yourself and pass model=...")
-        with torch.random.fork_rng(devices=[]):
-            model = build(info.model["name"], **info.model["args"])
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model = build(info.model["name"], **info.model["args"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"{path}: its model {info.model} cannot be built ({_first_line(error)})") from None
     formats = _formats(tensors, path)
     _swap_in(model, formats, tensors, path, impl)
     _fill(model, formats, tensors, path)
@@ -198,7 +207,9 @@ def _parts(model: nn.Module) -> tuple[dict[str, Format], dict[str, Tensor]]:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     """The file's tensors of a packed or float network, on the CPU."""
-    tensors = {n: t.detach().cpu().contiguous() for n, t in _parts(model)[1].items()}
+    # copies: safetensors refuses tensors that share memory, as tied weights do
+    rest = _parts(model)[1].items()
+    tensors = {n: t.detach().cpu().clone(memory_format=torch.contiguous_format) for n, t in rest}
     layers = packed_layers(model)
     for name, layer in layers.items():
         tensors[name + _PACKED] = layer.weight_packed.cpu().contiguous()
@@ -292,11 +303,10 @@ def _formats(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Forma
     for name, row in zip(names, table.tolist(), strict=True):
         form = Format(row[0], row[1], bool(row[2]), row[3], tuple(size for size in row[4:] if size))
         stored = tensors[name + _PACKED]
-        sane = form.weight_bits in WEIGHT_BITS and form.act_bits in ACT_BITS and len(form.shape) in (2, 4)
-        if not sane or form.stored_shape != tuple(stored.shape) or form.stored_dtype != stored.dtype:
+        if not _sane(form) or form.stored_shape != tuple(stored.shape) or form.stored_dtype != stored.dtype:
             raise ValueError(
-                f"{path}: layer {name} is described as w{form.weight_bits}a{form.act_bits} {list(form.shape)}, "
-                f"which does not fit its tensor {list(stored.shape)}; the file is damaged"
+                f"{path}: layer {name} is described as w{form.weight_bits}a{form.act_bits} {list(form.shape)} with zero point "
+                f"{form.zero_point}, which does not fit its tensor {list(stored.shape)}; the file is damaged"
             )
         formats[name] = form
     channels = sum(form.shape[0] for form in formats.values())
@@ -304,6 +314,13 @@ def _formats(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Forma
         if key not in tensors or tensors[key].shape != (size,) or tensors[key].dtype != torch.float32:
             raise ValueError(f"{path}: {key} must be float32 [{size}]; the file is damaged")
     return formats
+
+
+def _sane(form: Format) -> bool:
+    if form.weight_bits not in WEIGHT_BITS or form.act_bits not in ACT_BITS or len(form.shape) not in (2, 4):
+        return False
+    low, high = act_range(form.act_bits, signed=form.act_signed) if form.act_bits < 16 else (0, 0)
+    return low <= form.zero_point <= high
 
 
 def _swap_in(
@@ -336,9 +353,11 @@ def _fill(model: nn.Module, formats: Mapping[str, Format], tensors: Mapping[str,
     for problem, names in (("lacks", wanted.keys() - state.keys()), ("has an unknown", state.keys() - wanted.keys())):
         if names:
             raise ValueError(f"{path} {problem} tensor {min(names)} for {type(model).__name__}; is it another model's file?")
-    for name, tensor in state.items():
+    for name, tensor in sorted(state.items()):
         if wanted[name].shape != tensor.shape:
             raise ValueError(f"{path}: tensor {name} has shape {list(tensor.shape)}, the model's has {list(wanted[name].shape)}")
+        if wanted[name].dtype != tensor.dtype:
+            raise ValueError(f"{path}: tensor {name} is {tensor.dtype}, the model's is {wanted[name].dtype}")
         wanted[name].copy_(tensor)
     start = 0
     for number, (name, layer) in enumerate(packed_layers(model).items()):
@@ -363,20 +382,30 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors = safetensors.torch.load(blob)
     except Exception as error:  # safetensors and torch raise their own kinds for damaged files
-        raise ValueError(f"{path} is not a whole safetensors file ({error}); it is truncated, damaged or of another kind") from None
+        reason = _first_line(error)
+        raise ValueError(f"{path} is not a whole safetensors file ({reason}); it is truncated, damaged or of another kind") from None
     length = 8 + int.from_bytes(blob[:8], "little")
     metadata = json.loads(blob[8:length]).get("__metadata__") or {}
     found = metadata.get("format", "none")
     if found != FORMAT:
         raise ValueError(f"{path} has format {found!r}, expected {FORMAT!r}: it was not written by tq (float weights: tq quantize)")
-    if hashlib.sha256(blob[length:]).hexdigest() != metadata.get("sha256"):
-        raise ValueError(f"{path}: the checksum of the tensors does not match the one in the header; the file is damaged")
+    digest = metadata.get("sha256", "")
+    unsigned = blob[:length].replace(digest.encode(), _UNSIGNED.encode(), 1) + blob[length:]
+    if hashlib.sha256(unsigned).hexdigest() != digest:
+        raise ValueError(f"{path}: its checksum does not match its contents; the file is damaged")
     return tensors, metadata
 
 
 def _info(metadata: Mapping[str, str], path: str | Path) -> Info:
     try:
         parsed = {k: json.loads(metadata.get(k, "null")) for k in ("model", "data", "classes", "metrics")}
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: the header's metadata is not JSON ({error}); the file is damaged") from None
+    for key, kind in (("model", dict), ("data", dict), ("classes", list), ("metrics", dict)):
+        if not isinstance(parsed[key], kind | None):
+            raise ValueError(f"{path}: {key} in the header must be a JSON {kind.__name__}, got {parsed[key]!r}; the file is damaged")
     return Info(parsed["model"], parsed["data"] or {}, tuple(parsed["classes"] or ()), parsed["metrics"] or {})
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -100,12 +100,18 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("float_epochs", "hysteresis", "momentum", "weight_decay", "warmup", "seed"):
             _at_least(name, getattr(self, name), 0)
+        if self.image_size is not None:
+            _at_least("image_size", self.image_size, 1)
+        if bad_fractions := [m for m in self.milestones if not 0 <= m <= 1]:
+            raise ValueError(f"milestones must be fractions of the run from 0 to 1, got {bad_fractions[0]}")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"lr must be a positive number, got {self.lr}")
         if bad := [b for b in self.stage_act_bits if b not in ACT_BITS]:
-            raise ValueError(f"stage_act_bits must be of {ACT_BITS}, got {bad[0]}")
+            raise ValueError(f"stage_act_bits must be of {', '.join(map(str, ACT_BITS))}, got {bad[0]}")
         if self.optimizer == "hysteresis-sgd" and scheme.weight_bits != 1:
             raise ValueError(f"optimizer hysteresis-sgd trains 1-bit weights, but the scheme is {self.scheme}; use w1a* or another optimizer")
+        if self.optimizer == "hysteresis-sgd" and self.weight_quantizer == "lsq":
+            raise ValueError("optimizer hysteresis-sgd needs weight_quantizer scaled-sign (or auto), got lsq")
         if self.weight_quantizer == "scaled-sign" and scheme.weight_bits not in (1, 16):
             raise ValueError(f"weight_quantizer scaled-sign has 1 bit, but the scheme is {self.scheme}; use lsq")
         for rule in self.override:
@@ -165,6 +171,9 @@ class QuantizeConfig:
         _at_least("calib", self.calib, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("tolerance", self.tolerance, 0)
+        _at_least("seed", self.seed, 0)
+        if self.image_size is not None:
+            _at_least("image_size", self.image_size, 1)
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile must be above 50 and at most 100, got {self.percentile}")
         for rule in self.override:
@@ -193,8 +202,8 @@ class BenchConfig:
             _known("dataset", self.dataset, DATASETS)
         if not self.batch or min(self.batch) < 1:
             raise ValueError(f"batch needs sizes of at least 1, got {list(self.batch)}")
-        if not self.seconds > 0:
-            raise ValueError(f"seconds must be positive, got {self.seconds}")
+        if not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise ValueError(f"seconds must be a positive number, got {self.seconds}")
 
 
 def parse_override(rule: str) -> tuple[str, Scheme]:
@@ -211,6 +220,8 @@ def from_json(kind: type[C], path: Path | str) -> C:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"config file {path} does not exist") from None
+    except OSError as error:
+        raise ValueError(f"config file {path} cannot be read: {error.strerror}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"config file {path} is not valid JSON: {error}") from None
     if not isinstance(raw, dict):
@@ -225,7 +236,10 @@ def from_dict(kind: type[C], raw: dict[str, Any], *, where: str = "config") -> C
         if key not in fields:
             raise ValueError(f"{where}: unknown key {key!r}{did_you_mean(key, fields)}")
         _check_type(f"{where}: {key}", value, str(fields[key].type))
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+    try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:

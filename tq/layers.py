@@ -63,7 +63,8 @@ class QuantLayer(nn.Module):
             return self._normalize(self._add_bias(self.contract(x, self.weight)))
         if not self.training:
             scale, bias = self.folded()
-            return epilogue(self.accumulate(x), scale * self.input_scale(), bias, channel_dim=self.channel_dim)
+            acc = self.accumulate(x)
+            return channels_last(epilogue(acc, scale * self.input_scale(), bias, channel_dim=self.channel_dim))
         codes, x_scale = self.input_quantizer(x) if self.input_quantizer is not None else (x, None)
         weight, w_scale = self.weight_codes()
         scale = w_scale if x_scale is None else w_scale * x_scale
@@ -75,7 +76,7 @@ class QuantLayer(nn.Module):
         codes = self.input_quantizer.codes(x) if self.input_quantizer is not None else x
         weight = self.weight_codes()[0].detach()
         if self.input_quantizer is None or self.weight_quantizer is None:
-            return self.contract(codes, weight)
+            return self.contract(channels_last(codes), channels_last(weight))
         if self.accumulator_bound() >= EXACT_FLOAT32:
             return self.contract(codes.double(), weight.double()).float()
         acc = self.contract(codes, weight)
@@ -163,5 +164,12 @@ class QuantLinear(QuantLayer, nn.Linear):
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """NHWC in memory for 4-D tensors, anything else unchanged."""
-    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    """NHWC in memory for 4-D tensors, anything else unchanged.
+
+    Where dimensions of size 1 leave strides a choice, it is made: strides pick the algorithm, and so the rounding, of what
+    comes next.
+    """
+    if x.ndim != 4:
+        return x
+    _, c, h, w = x.shape
+    return x if x.stride() == (c * h * w, 1, w * c, c) else x.clone(memory_format=torch.channels_last)

@@ -74,9 +74,9 @@ class PackedLayer(nn.Module):
 
     @torch.no_grad()
     def fill(self, layer: QuantLayer) -> None:
-        """Take the numbers of a training form: the only place that rounds for good. Raises ValueError for NaN weights."""
-        if not bool(layer.weight.isfinite().all()):
-            raise ValueError("its weights hold NaN or infinity, which no code stands for; train again with a lower --lr")
+        """Take the numbers of a training form: the only place that rounds for good. Raises ValueError for NaN."""
+        if not all(bool(tensor.isfinite().all()) for tensor in layer.state_dict().values()):
+            raise ValueError("its weights or statistics hold NaN or infinity; train again with a lower --lr")
         codes = layer.weight_codes()[0].detach()
         if self.format.weight_bits < 16:
             codes = pack_weight(codes.round().to(torch.int8), self.format.weight_bits)
@@ -99,10 +99,12 @@ class PackedLayer(nn.Module):
         form = self.format
         if self.integer:
             q = quantize_u8(x, self.inverse, form.zero_point, self.qmin, self.qmax, binary=self.binary)
-            return epilogue(self.accumulate(q), self.scale, self.bias, channel_dim=self.channel_dim)
+            acc = self.accumulate(q)
+            return channels_last(epilogue(acc, self.scale, self.bias, channel_dim=self.channel_dim))
         if form.act_bits < 16:
             x = quantize_input(x, self.inverse, form.zero_point, self.qmin, self.qmax, binary=self.binary)
-        return epilogue(self.contract(x, self.float_weight), self.scale, self.bias, channel_dim=self.channel_dim)
+        acc = self.contract(channels_last(x), self.float_weight)
+        return channels_last(epilogue(acc, self.scale, self.bias, channel_dim=self.channel_dim))
 
     def accumulate(self, q: Tensor) -> Tensor:
         """uint8 codes -> exact integer accumulators, as float32."""
@@ -116,7 +118,6 @@ class PackedLayer(nn.Module):
         form, weight = self.format, self.weight_packed
         if form.weight_bits < 16:
             weight = unpack_weight(weight, form.weight_bits, form.shape).float()
-        # the layout picks the algorithm and so the rounding: the same one as in training
         return channels_last(weight)
 
     def extra_repr(self) -> str:

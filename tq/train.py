@@ -188,8 +188,8 @@ class Trainer:
     def _fit(self, stage: Stage) -> None:
         steps = stage.epochs * len(self.batches)
         meter = StepMeter(self.device)
-        self.log.emit("phase", name="compile" if self.config.compile else stage.name)
-        compiling = self.config.compile
+        compiling = self.config.compile and self.at.epoch < stage.epochs
+        self.log.emit("phase", name="compile" if compiling else stage.name)
         next_system = 0.0
         while self.at.epoch < stage.epochs:
             self.model.train()

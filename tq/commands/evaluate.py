@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Group
 from rich.table import Table
 from torch import nn
 
@@ -124,7 +125,7 @@ def _predictions(result: dict[str, Any]) -> Table:
     return table
 
 
-def _account(fields: dict[str, Any]) -> Table:
+def _account(fields: dict[str, Any]) -> Group:
     table = Table(title=f"{fields['file']}: {fields['bytes']:,} bytes, predicted {fields['predicted_bytes']:,}", title_justify="left")
     for column, justify in (("tensor", "left"), ("bits", "left"), ("shape", "left"), ("bytes", "right"), ("share", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -133,9 +134,8 @@ def _account(fields: dict[str, Any]) -> Table:
         shape = " x ".join(map(str, row["shape"]))
         table.add_row(row["name"], row["bits"], shape, f"{row['bytes']:,}", f"{100 * row['share']:.1f} %")
     ratio = fields["bytes"] / fields["theoretical_bytes"]
-    table.caption = (
-        f"float {fields['float_bytes']:,} bytes, 1/{fields['float_bytes'] / fields['bytes']:.1f} of it; "
-        f"{ratio:.3f} times the theoretical {fields['theoretical_bytes']:,.0f} bytes"
+    return Group(
+        table,
+        f"float {fields['float_bytes']:,} bytes, this file 1/{fields['float_bytes'] / fields['bytes']:.1f} of it",
+        f"{ratio:.3f} times the theoretical {fields['theoretical_bytes']:,.0f} bytes (codes at their bits, the rest as stored)",
     )
-    table.caption_justify = "left"
-    return table

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
@@ -112,16 +113,16 @@ def _calibration(
     return [channels_last(datasets.normalise(part.to(device), mean, std)) for part in chosen.split(config.batch_size)]
 
 
-def _render(r: dict[str, Any]) -> Table:
+def _render(r: dict[str, Any]) -> Group:
     table = Table(title=f"{r['file']}: {size(r['bytes'])}", title_justify="left")
     for column, justify in (("network", "left"), ("accuracy %", "right"), ("bytes", "right"), ("of float", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     table.add_row("float", f"{r['float_accuracy']:.2f}", f"{r['float_bytes']:,}", "1")
     table.add_row(f"packed {r['scheme']}, read back", f"{r['accuracy']:.2f}", f"{r['bytes']:,}", f"1/{r['float_bytes'] / r['bytes']:.1f}")
-    wide = f"; simulated in float64 (accumulators may pass 2^24): {', '.join(r['in_float64'])}" if r["in_float64"] else ""
-    table.caption = (
-        f"largest difference of a logit between simulated and packed: {r['largest_logit_difference']:g} "
-        f"(allowed {r['tolerance']:g}); left float: {', '.join(r['not_quantized']) or 'nothing'}{wide}"
-    )
-    table.caption_justify = "left"
-    return table
+    lines = [
+        f"largest difference of a logit between simulated and packed: {r['largest_logit_difference']:g} (allowed {r['tolerance']:g})",
+        f"left float: {', '.join(r['not_quantized']) or 'nothing'}",
+    ]
+    if r["in_float64"]:
+        lines.append(f"simulated in float64, accumulators may pass 2^24: {', '.join(r['in_float64'])}")
+    return Group(table, *lines)

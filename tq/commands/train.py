@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rich.console import Group
 from rich.table import Table
 
 from tq import history, runs
@@ -124,11 +125,11 @@ def _render(summary: dict[str, Any]) -> Any:
         table.add_row(
             "packed file, read back", f"{summary['packed_accuracy']:.2f}", f"{packed:,}", f"1/{floats / packed:.1f}"
         )
-    left = ", ".join(summary["not_quantized"]) or "nothing"
-    table.caption = (
-        f"{summary['file']} ({size(packed)}); {summary['test_images']:,} test images; largest difference of a logit "
-        f"between simulated and packed: {summary['largest_logit_difference']:g}; best epoch {summary['best_epoch']} "
-        f"({summary['best_accuracy']:.2f} %); left float: {left}"
-    )
-    table.caption_justify = "left"
-    return table
+    lines = [f"{summary['file']} ({size(packed)}), measured on {summary['test_images']:,} test images"]
+    lines.append(f"largest difference of a logit between simulated and packed: {summary['largest_logit_difference']:g}")
+    lines.append(f"best epoch {summary['best_epoch']}: {summary['best_accuracy']:.2f} %, last: {summary['trained_accuracy']:.2f} %")
+    if summary["scheme"] != "float":
+        lines.append(f"left float: {', '.join(summary['not_quantized']) or 'nothing'}")
+    if summary["in_float64"]:
+        lines.append(f"simulated in float64, accumulators may pass 2^24: {', '.join(summary['in_float64'])}")
+    return Group(table, *lines)

@@ -1,0 +1,33 @@
+# make demo    set up .venv and run the main job (offline data, under 3 minutes on 2 cores)
+# make check   set up .venv and run every check: format, lint, types, import rules, tests
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo check test fix clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+# eager: at 14 short epochs compiling would take longer than it saves
+demo: $(READY)
+	$(BIN)/tq train --dataset digits --model resnet20 --scheme w1a2 --float-epochs 6 --epochs 8 --no-compile --show auto
+
+check: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+test: $(READY)
+	$(BIN)/pytest
+
+fix: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,179 @@
+"""The `tq` command: every subcommand on real input, its JSON, and one sentence for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tq.cli import main
+
+QUIET = ["--show", "nothing"]
+DIGITS = ["--dataset", "digits", "--model", "cnn", "--image-size", "16", "--no-compile", *QUIET]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a float run and a w1a2 run that started from it."""
+    path = tmp_path_factory.mktemp("work")
+    runs = str(path / "runs")
+    assert main(["train", *DIGITS, "--scheme", "float", "--epochs", "4", "--runs", runs, "--out", str(path / "float.safetensors")]) == 0
+    init = ["--init", str(path / "float.safetensors")]
+    assert main(["train", *DIGITS, *init, "--epochs", "3", "--runs", runs, "--out", str(path / "w1a2.safetensors")]) == 0
+    return path
+
+
+def json_of(capsys: pytest.CaptureFixture[str], *argv: object) -> dict:
+    capsys.readouterr()
+    assert main([str(a) for a in argv]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert isinstance(result, dict)
+    return result
+
+
+def sentence_of(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    capsys.readouterr()
+    assert main([str(a) for a in argv]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("tq: ")
+    assert len(captured.err.splitlines()) == 1, captured.err
+    return captured.err
+
+
+def test_eval_of_a_file_and_of_a_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_file = json_of(capsys, "eval", root / "w1a2.safetensors", "--json")
+    of_run = json_of(capsys, "eval", "last", "--runs", root / "runs", "--json", "--impl", "reference")
+    assert of_file["accuracy"] == of_run["accuracy"] == 100 * of_file["correct"] / of_file["total"]
+    assert of_file["accuracy"] > 60
+    assert of_file["bytes"] == (root / "w1a2.safetensors").stat().st_size
+
+
+def test_predict_names_the_classes(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("L", (20, 30), 200).save(root / "x.png")
+    result = json_of(capsys, "predict", root / "w1a2.safetensors", root / "x.png", "--json")
+    top = result["predictions"][0]["top"]
+    assert len(top) == 5
+    assert sum(t["probability"] for t in top) <= 1.0001
+    assert main(["predict", str(root / "w1a2.safetensors"), str(root / "x.png")]) == 0
+    assert top[0]["class"] in capsys.readouterr().out
+
+
+def test_inspect_accounts_for_every_byte(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json_of(capsys, "inspect", root / "w1a2.safetensors", "--json", "--out", root / "account.json")
+    size = (root / "w1a2.safetensors").stat().st_size
+    assert result["bytes"] == result["predicted_bytes"] == size
+    assert result["header_bytes"] + sum(row["bytes"] for row in result["rows"]) == size
+    assert json.loads((root / "account.json").read_text())["bytes"] == size
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w1a16"])
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
+def test_quantize_proves_its_file(root: Path, capsys: pytest.CaptureFixture[str], scheme: str, method: str) -> None:
+    out = root / f"{scheme}.safetensors"
+    ranges = ("--weight-range", method, "--act-range", method)
+    result = json_of(capsys, "quantize", root / "float.safetensors", "--scheme", scheme, "--calib", 64, *ranges, "--out", out, "--json")
+    assert result["largest_logit_difference"] == 0
+    assert result["bytes"] == out.stat().st_size < result["float_bytes"]
+    if scheme == "w8a8":
+        assert abs(result["accuracy"] - result["float_accuracy"]) < 3
+        assert result["not_quantized"] == []
+
+
+def test_runs_list_show_compare_and_plot(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    listed = json_of(capsys, "runs", "--runs", root / "runs", "--json")["runs"]
+    assert [r["state"] for r in listed] == ["done", "done"]
+    assert listed[0]["bytes"] == (root / "w1a2.safetensors").stat().st_size
+    names = [r["run"] for r in listed]
+    compared = json_of(capsys, "runs", "compare", *names, "--runs", root / "runs", "--json")["runs"]
+    assert {r["config"]["scheme"] for r in compared} == {"float", "w1a2"}
+    for suffix in ("png", "svg"):
+        assert main(["plot", *names, "--runs", str(root / "runs"), "--out", str(root / f"p.{suffix}")]) == 0
+        assert (root / f"p.{suffix}").stat().st_size > 5000
+    assert main(["runs", "show", "last", "--runs", str(root / "runs")]) == 0
+    assert "w1a2" in capsys.readouterr().out
+
+
+def test_a_config_file_with_comments_and_a_flag_beside_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {"_comment": "small", "model": "cnn", "image_size": 16, "compile": False, "scheme": "w2a2", "epochs": 5}
+    (root / "run.json").write_text(json.dumps(settings))
+    argv = ("train", "--config", root / "run.json", "--epochs", 1, "--show", "nothing", "--runs", root / "other", "--json")
+    result = json_of(capsys, *argv)
+    assert result["scheme"] == "w2a2"
+    manifest = json.loads((Path(result["run"]) / "run.json").read_text())
+    assert manifest["config"]["epochs"] == 1
+
+
+BAD = [
+    (("train", "--scheme", "w3a2"), "weight bits must be one of"),
+    (("train", "--scheme", "w1b2"), "did you mean 'w1a2'"),
+    (("train", "--model", "resnet21"), "did you mean 'resnet"),
+    (("train", "--batch-size", "0"), "batch_size must be at least 1"),
+    (("train", "--batch-size", "5000", *DIGITS), "fewer than one batch"),
+    (("train", "--optimizer", "hysteresis-sgd", "--scheme", "w4a4"), "trains 1-bit weights"),
+    (("train", "--override", "conv9=w2a2", *DIGITS), "matches no layer"),
+    (("train", "--dataset", "mnist", *QUIET), "--data DIR"),
+    (("train", "--dataset", "cifar10", "--data", "/nonexistent", *QUIET), "--download"),
+    (("train", "--dataset", "imagefolder", "--data", "/nonexistent", *QUIET), "/nonexistent"),
+    (("train", "--init", "/nonexistent.pt", *DIGITS), "/nonexistent.pt"),
+    (("train", "--model", "no.such:thing", *QUIET), "no.such"),
+    (("train", "--config", "/nonexistent.json"), "does not exist"),
+    (("train", "--resume", "last", "--epochs", "3"), "drop --epochs"),
+    (("eval", "missing.safetensors"), "does not exist"),
+    (("eval", "nothing-like-it"), "no run"),
+    (("runs", "show"), "needs a run"),
+    (("quantize", "missing.pt"), "missing.pt"),
+]
+
+
+@pytest.mark.parametrize(("argv", "part"), BAD, ids=[" ".join(argv[:3]) for argv, _ in BAD])
+def test_bad_input_is_one_sentence(
+    argv: tuple[str, ...], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert part in sentence_of(capsys, *argv)
+
+
+def test_a_foreign_float_file_needs_its_architecture(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"w": torch.zeros(1)}, root / "foreign.pt")
+    assert "--model" in sentence_of(capsys, "quantize", root / "foreign.pt")
+    argv = ("quantize", root / "foreign.pt", "--model", "cnn", "--dataset", "digits", "--image-size", 16)
+    assert "foreign.pt" in sentence_of(capsys, *argv)
+
+
+def test_nan_weights_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tq.models import weights_from
+
+    state = weights_from(root / "float.safetensors")
+    state["linear.weight"] = state["linear.weight"] * float("nan")
+    torch.save(state, root / "nan.pt")
+    argv = ("quantize", root / "nan.pt", "--model", "cnn", "--dataset", "digits", "--image-size", 16)
+    assert "linear.weight" in sentence_of(capsys, *argv)
+
+
+def test_an_output_that_cannot_be_written_loses_nothing(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "no" / "such" / "dir.safetensors"
+    argv = ("train", *DIGITS, "--epochs", 1, "--runs", tmp_path / "runs", "--out", out)
+    assert "the network is safe in" in sentence_of(capsys, *argv)
+    assert next((tmp_path / "runs").glob("*/model.safetensors")).stat().st_size > 0
+
+
+def test_help_is_quick_and_loads_neither_torch_nor_textual() -> None:
+    code = (
+        "import sys\nfrom tq.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'textual', 'numpy') if m in sys.modules], file=sys.stderr)"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    assert done.stderr.strip() == "[]"
+    assert "quantize" in done.stdout
+    # 0.3 s on a quiet machine; the bound leaves room for a loaded one
+    assert time.monotonic() - started < 3

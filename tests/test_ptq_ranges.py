@@ -1,0 +1,159 @@
+"""tq.ptq: histograms, scales against brute force, calibration of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tq.attach import attach, quant_layers
+from tq.ptq.calibrate import calibrate
+from tq.ptq.ranges import BINS, Histogram, act_scale, weight_scale
+from tq.quantizers import PACT, LearnedStep, act_range, weight_range
+
+METHODS = ("minmax", "percentile", "mse")
+
+
+def histogram(*batches: Tensor) -> Histogram:
+    seen = Histogram()
+    for x in batches:
+        seen.update(x)
+    return seen
+
+
+def squared_error(x: Tensor, scale: float, low: int, high: int) -> float:
+    x = x.double().flatten()
+    return float(((x / scale).round().clamp(low, high) * scale - x).square().sum())
+
+
+def test_histogram_growth_keeps_counts() -> None:
+    batches = [torch.randn(63, 5) * size for size in (0.01, 1.0, 0.3, 77.0)]
+    seen = histogram(*batches)
+    x = torch.cat(batches)
+    assert seen.counts.sum() == x.numel()
+    assert (seen.low, seen.high) == (x.min(), x.max()) and seen.limit >= x.abs().max()
+    once = torch.histc(x, BINS, -seen.limit, seen.limit).double()
+    # doubling merges whole bins, so the stream gives the very histogram of all values at once
+    assert torch.equal(seen.counts, once)
+
+
+def test_histogram_counts_zeros_that_come_first() -> None:
+    seen = histogram(torch.zeros(31), torch.full((31,), 2.0))
+    assert seen.counts.sum() == 62 and seen.counts[BINS // 2] == 31
+
+
+def test_histogram_counts_past_the_precision_of_float32() -> None:
+    x = torch.zeros(1).expand(2**24 + 99).contiguous()
+    x[-1] = 1.0
+    assert histogram(x).counts[BINS // 2] == 2**24 + 98
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_histogram_refuses_what_has_no_range(value: float) -> None:
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        histogram(torch.tensor([1.0, value]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_act_scale(bits: int, signed: bool, method: str) -> None:
+    torch.manual_seed(bits)
+    x = torch.randn(9999) if signed else torch.randn(9999).relu()
+    low, high = act_range(bits, signed=signed)
+    seen = histogram(x[:77], x[77:])
+    scale = act_scale(seen, low, high, method=method, percentile=99.0)
+    largest = float(max(x.max() / high, x.min() / low if low else 0))
+    if method == "minmax":
+        assert scale == pytest.approx(largest)
+    elif method == "percentile":
+        assert scale == pytest.approx(min(largest, float(x.abs().quantile(0.99)) / high), rel=0.01)
+    else:
+        errors = [squared_error(x, largest * f / 100, low, high) for f in range(2, 101)]
+        assert squared_error(x, scale, low, high) <= 1.01 * min(errors)
+
+
+def test_act_scale_of_one_bit_signed_inputs_is_the_mean_magnitude() -> None:
+    x = torch.randn(5001)
+    for method in METHODS:
+        assert act_scale(histogram(x), -1, 1, method=method) == pytest.approx(float(x.abs().mean()), rel=0.01)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_act_scale_of_constant_inputs(method: str) -> None:
+    assert act_scale(histogram(torch.zeros(5)), 0, 3, method=method) == 1.0
+    assert act_scale(histogram(-torch.ones(5)), 0, 3, method=method) == 1.0
+    scale = act_scale(histogram(torch.full((5,), 6.0)), 0, 3, method=method)
+    assert squared_error(torch.full((5,), 6.0), scale, 0, 3) < 0.1
+
+
+def test_act_scale_errors() -> None:
+    with pytest.raises(ValueError, match="no images"):
+        act_scale(Histogram(), 0, 3, method="mse")
+    with pytest.raises(ValueError, match="unknown range method 'kl'"):
+        act_scale(histogram(torch.ones(1)), 0, 3, method="kl")
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_weight_scale(bits: int, method: str, per_channel: bool) -> None:
+    torch.manual_seed(bits)
+    weight = torch.randn(5, 3, 7, 3) * torch.tensor([1.0, 0.1, 3.0, 0.7, 20.0]).view(-1, 1, 1, 1)
+    low, high = weight_range(bits)
+    scales = weight_scale(weight, bits, method=method, percentile=98.0, per_channel=per_channel)
+    rows = list(weight.flatten(1)) if per_channel else [weight.flatten()]
+    assert scales.shape == (len(rows),)
+    for row, scale in zip(rows, scales.tolist(), strict=True):
+        largest = float(max(row.max() / high, row.min() / low))
+        if bits == 1:
+            assert scale == pytest.approx(float(row.abs().mean()))
+        elif method == "minmax":
+            assert scale == pytest.approx(largest)
+        elif method == "percentile":
+            assert scale == pytest.approx(min(largest, float(row.abs().quantile(0.98)) / high))
+        else:
+            errors = [squared_error(row, largest * f / 100, low, high) for f in range(2, 101)]
+            assert squared_error(row, scale, low, high) <= 1.02 * min(errors)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weight_scale_of_constant_channels(method: str) -> None:
+    weight = torch.stack([torch.zeros(9), torch.full((9,), 0.5), torch.full((9,), -0.5)])
+    scales = weight_scale(weight, 4, method=method)
+    assert scales.isfinite().all() and (scales >= 0).all()
+    for row, scale in zip(weight[1:], scales[1:].tolist(), strict=True):
+        assert squared_error(row, scale, -8, 7) < 0.05
+
+
+def test_weight_scale_error() -> None:
+    with pytest.raises(ValueError, match="unknown range method 'kl'"):
+        weight_scale(torch.ones(3, 3), 4, method="kl")
+
+
+@pytest.mark.parametrize("kind", [LearnedStep, PACT])
+def test_calibrate(network: Callable[..., nn.Module], images: Callable[..., Tensor], kind: type) -> None:
+    model = attach(network("cnn"), "w4a8", act_quantizer="lsq" if kind is LearnedStep else "pact").train()
+    norm = quant_layers(model)["conv2"].bn
+    before = norm.running_mean.clone()
+    largest = []
+    hook = model.conv2.register_forward_pre_hook(lambda _, args: largest.append(float(args[0].max())))
+    calibrate(model, (images("cnn", 3, seed=s) for s in range(2)), act_range="minmax", weight_range="minmax")
+    hook.remove()
+    layer = model.conv2
+    assert isinstance(layer.input_quantizer, kind)
+    assert float(layer.input_quantizer.scale()) == pytest.approx(max(largest) / 255, rel=1e-6)
+    rows = layer.weight.detach().flatten(1)
+    assert torch.allclose(layer.weight_quantizer.step, torch.maximum(rows.amax(1) / 7, rows.amin(1) / -8))
+    assert model.training and layer.observer is None and torch.equal(norm.running_mean, before)
+
+
+def test_calibrate_errors(network: Callable[..., nn.Module], images: Callable[..., Tensor]) -> None:
+    model = attach(network("cnn"), "w4a8")
+    with pytest.raises(ValueError, match="no images"):
+        calibrate(model, [])
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        calibrate(model, [images("cnn") * torch.nan])
+    assert all(layer.observer is None for layer in quant_layers(model).values())
