@@ -24,9 +24,27 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a float run and a w1a2 run that started from it."""
     path = tmp_path_factory.mktemp("work")
     runs = str(path / "runs")
-    assert main(["train", *DIGITS, "--scheme", "float", "--epochs", "4", "--runs", runs, "--out", str(path / "float.safetensors")]) == 0
+    assert (
+        main(
+            [
+                "train",
+                *DIGITS,
+                "--scheme",
+                "float",
+                "--epochs",
+                "4",
+                "--runs",
+                runs,
+                "--out",
+                str(path / "float.safetensors"),
+            ]
+        )
+        == 0
+    )
     init = ["--init", str(path / "float.safetensors")]
-    assert main(["train", *DIGITS, *init, "--epochs", "3", "--runs", runs, "--out", str(path / "w1a2.safetensors")]) == 0
+    assert (
+        main(["train", *DIGITS, *init, "--epochs", "3", "--runs", runs, "--out", str(path / "w1a2.safetensors")]) == 0
+    )
     return path
 
 
@@ -79,7 +97,19 @@ def test_inspect_accounts_for_every_byte(root: Path, capsys: pytest.CaptureFixtu
 def test_quantize_proves_its_file(root: Path, capsys: pytest.CaptureFixture[str], scheme: str, method: str) -> None:
     out = root / f"{scheme}.safetensors"
     ranges = ("--weight-range", method, "--act-range", method)
-    result = json_of(capsys, "quantize", root / "float.safetensors", "--scheme", scheme, "--calib", 64, *ranges, "--out", out, "--json")
+    result = json_of(
+        capsys,
+        "quantize",
+        root / "float.safetensors",
+        "--scheme",
+        scheme,
+        "--calib",
+        64,
+        *ranges,
+        "--out",
+        out,
+        "--json",
+    )
     assert result["largest_logit_difference"] == 0
     assert result["bytes"] == out.stat().st_size < result["float_bytes"]
     if scheme == "w8a8":
@@ -104,7 +134,18 @@ def test_runs_list_show_compare_and_plot(root: Path, capsys: pytest.CaptureFixtu
 def test_a_config_file_with_comments_and_a_flag_beside_it(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = {"_comment": "small", "model": "cnn", "image_size": 16, "compile": False, "scheme": "w2a2", "epochs": 5}
     (root / "run.json").write_text(json.dumps(settings))
-    argv = ("train", "--config", root / "run.json", "--epochs", 1, "--show", "nothing", "--runs", root / "other", "--json")
+    argv = (
+        "train",
+        "--config",
+        root / "run.json",
+        "--epochs",
+        1,
+        "--show",
+        "nothing",
+        "--runs",
+        root / "other",
+        "--json",
+    )
     result = json_of(capsys, *argv)
     assert result["scheme"] == "w2a2"
     manifest = json.loads((Path(result["run"]) / "run.json").read_text())
@@ -135,7 +176,11 @@ BAD = [
 
 @pytest.mark.parametrize(("argv", "part"), BAD, ids=[" ".join(argv[:3]) for argv, _ in BAD])
 def test_bad_input_is_one_sentence(
-    argv: tuple[str, ...], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    argv: tuple[str, ...],
+    part: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert part in sentence_of(capsys, *argv)
@@ -158,7 +203,9 @@ def test_nan_weights_are_refused(root: Path, capsys: pytest.CaptureFixture[str])
     assert "linear.weight" in sentence_of(capsys, *argv)
 
 
-def test_an_output_that_cannot_be_written_loses_nothing(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_cannot_be_written_loses_nothing(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "no" / "such" / "dir.safetensors"
     argv = ("train", *DIGITS, "--epochs", 1, "--runs", tmp_path / "runs", "--out", out)
     assert "the network is safe in" in sentence_of(capsys, *argv)

@@ -30,14 +30,16 @@ def weights_hash(model: torch.nn.Module) -> str:
     return hashlib.sha256(b"".join(t.numpy().tobytes() for t in model.state_dict().values())).hexdigest()
 
 
-def trained(root: Path, config: TrainConfig, stop_after: int | None = None, resume: Path | None = None) -> tuple[dict, Path]:
+def trained(
+    root: Path, config: TrainConfig, stop_after: int | None = None, resume: Path | None = None
+) -> tuple[dict, Path]:
     """Train in this process; `stop_after` counts the steps until a stop is asked for."""
     run = runs.reopen(resume) if resume else run_of(root, config)
     with run:
         if stop_after is not None:
             seen = iter(range(stop_after))
             trainer = Trainer(config, run, resume=resume is not None, should_stop=lambda: next(seen, None) is None)
-            with pytest.raises(Exception, match="^$"):
+            with pytest.raises(Exception, match=r"^$"):
                 trainer.run()
             return {}, run.path
         return execute(config, run, resume=resume is not None), run.path
@@ -45,7 +47,10 @@ def trained(root: Path, config: TrainConfig, stop_after: int | None = None, resu
 
 @pytest.mark.parametrize(
     "change",
-    [{"scheme": "w1a2", "optimizer": "hysteresis-sgd", "act_quantizer": "clip"}, {"scheme": "w4a4", "optimizer": "adamw"}],
+    [
+        {"scheme": "w1a2", "optimizer": "hysteresis-sgd", "act_quantizer": "clip"},
+        {"scheme": "w4a4", "optimizer": "adamw"},
+    ],
     ids=["hysteresis", "adamw"],
 )
 def test_the_seed_reproduces_the_weights(tmp_path: Path, change: dict) -> None:
@@ -59,7 +64,9 @@ def test_the_seed_reproduces_the_weights(tmp_path: Path, change: dict) -> None:
     assert train(1) != first
 
 
-@pytest.mark.parametrize("change", [{"optimizer": "hysteresis-sgd"}, {"act_quantizer": "pact", "amp": True}], ids=["hysteresis", "pact-amp"])
+@pytest.mark.parametrize(
+    "change", [{"optimizer": "hysteresis-sgd"}, {"act_quantizer": "pact", "amp": True}], ids=["hysteresis", "pact-amp"]
+)
 def test_a_stop_in_the_middle_of_an_epoch_changes_nothing(tmp_path: Path, change: dict) -> None:
     config = TrainConfig(**SMALL | change | {"float_epochs": 1, "epochs": 2})
     whole, path = trained(tmp_path, config)
@@ -83,7 +90,7 @@ def test_the_summary_and_the_log(tmp_path: Path) -> None:
     log = events.tail(path / "events.jsonl")[0]
     kinds = [e["k"] for e in log]
     assert {"start", "phase", "step", "eval", "size", "checkpoint", "end"} <= set(kinds)
-    assert [e["acc"] for e in log if e["k"] == "eval"][0] == summary["float_accuracy"]
+    assert next(e["acc"] for e in log if e["k"] == "eval") == summary["float_accuracy"]
     assert any("flip_rate" in e for e in log if e["k"] == "step")
     sizes = [e["packed_bytes"] for e in log if e["k"] == "size"]
     assert sizes[-1] == summary["bytes"]
@@ -94,14 +101,19 @@ def test_the_summary_and_the_log(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     config = TrainConfig(**SMALL | {"lr": 1e20, "scheme": "float", "epochs": 3})
-    with run_of(tmp_path, config) as run, pytest.raises(ValueError, match=r"lower --lr|the last good checkpoint is kept"):
+    with (
+        run_of(tmp_path, config) as run,
+        pytest.raises(ValueError, match=r"lower --lr|the last good checkpoint is kept"),
+    ):
         execute(config, run, resume=False)
     log = events.tail(run.path / "events.jsonl")[0]
     assert log[-1]["k"] == "end"
     assert log[-1]["status"] == "error"
     checkpoint = run.path / "checkpoint.pt"
     if checkpoint.exists():
-        assert all(bool(t.isfinite().all()) for t in read_checkpoint(checkpoint)["model"].values() if t.is_floating_point())
+        assert all(
+            bool(t.isfinite().all()) for t in read_checkpoint(checkpoint)["model"].values() if t.is_floating_point()
+        )
 
 
 def test_init_takes_prefixed_weights_under_a_key(tmp_path: Path) -> None:
@@ -122,8 +134,23 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path) -> None:
 
 def start(root: Path, *flags: str) -> tuple[subprocess.Popen, Path]:
     """A real `tq train` in the background, and its run directory once it has written some steps."""
-    command = [sys.executable, "-m", "tq", "train", "--model", "cnn", "--no-compile", "--image-size", "16", "--runs", str(root), *flags]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "tq",
+        "train",
+        "--model",
+        "cnn",
+        "--no-compile",
+        "--image-size",
+        "16",
+        "--runs",
+        str(root),
+        *flags,
+    ]
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     patience = threading.Event()
     for _ in range(1200):
         for log in root.glob("*/events.jsonl"):
@@ -150,7 +177,9 @@ def test_sigterm_stops_cleanly_and_resume_gives_the_same_file(tmp_path: Path) ->
     resumed = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
     assert resumed.returncode == 0, resumed.stderr
     whole = [sys.executable, "-m", "tq", "train", "--model", "cnn", "--no-compile", "--image-size", "16"]
-    done = subprocess.run([*whole, *flags, "--runs", str(tmp_path / "b"), "--json"], capture_output=True, text=True, env=env, timeout=120)
+    done = subprocess.run(
+        [*whole, *flags, "--runs", str(tmp_path / "b"), "--json"], capture_output=True, text=True, env=env, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     files = [Path(json.loads(text.stdout)["file"]).read_bytes() for text in (resumed, done)]
     assert files[0] == files[1]

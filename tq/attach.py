@@ -26,7 +26,16 @@ FIRST_LAST = ("16", "8", "same")
 WEIGHT_QUANTIZERS = ("auto", "scaled-sign", "lsq")
 GRANULARITIES = ("channel", "tensor")
 
-_PASS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Dropout, nn.Dropout2d, nn.Flatten, nn.Identity)
+_PASS = (
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.Flatten,
+    nn.Identity,
+)
 _PASS_NAMES = {
     *("flatten", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "dropout", "view", "reshape", "mean"),
     "contiguous",
@@ -62,7 +71,8 @@ def sites(model: nn.Module) -> list[Site]:
     except Exception as error:  # torch.fx raises many kinds of errors for code that it cannot read
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         warnings.warn(
-            f"torch.fx cannot read {type(model).__name__} ({reason}); nothing is folded, all inputs are signed", stacklevel=3
+            f"torch.fx cannot read {type(model).__name__} ({reason}); nothing is folded, all inputs are signed",
+            stacklevel=3,
         )
         # torch's own classes only, as in a traced network: a subclass may have another forward
         return [Site(n, None, False) for n, m in model.named_modules() if type(m) in (nn.Conv2d, nn.Linear)]
@@ -106,8 +116,8 @@ def attach(
         granularity: "channel" or "tensor", of the weight scales.
 
     Raises:
-        ValueError: nothing to quantize, already quantized, an unknown word, a pattern that matches no layer, more stages
-            than the network has, a layer that has no quantized form; the network is then unchanged.
+        ValueError: nothing to quantize, already quantized, an unknown word, a pattern that matches no layer, more
+            stages than the network has, a layer that has no quantized form; the network is then unchanged.
     """
     for what, word, words in (
         ("first_last", first_last, FIRST_LAST),
@@ -116,14 +126,18 @@ def attach(
         ("granularity", granularity, GRANULARITIES),
     ):
         if word not in words:
-            raise ValueError(f"unknown {what} {word!r}: expected one of {', '.join(words)}{did_you_mean(str(word), words)}")
+            raise ValueError(
+                f"unknown {what} {word!r}: expected one of {', '.join(words)}{did_you_mean(str(word), words)}"
+            )
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
     if quant_layers(model):
         raise ValueError(f"{type(model).__name__} is already quantized; attach to a fresh float network")
     found = sites(model)
     if not found:
         raise ValueError(f"{type(model).__name__} has no nn.Conv2d or nn.Linear layer to quantize")
-    plan = plan_bits([s.name for s in found], scheme, first_last=first_last, override=override, stage_act_bits=stage_act_bits)
+    plan = plan_bits(
+        [s.name for s in found], scheme, first_last=first_last, override=override, stage_act_bits=stage_act_bits
+    )
     found = [site for site in found if not plan[site.name].is_float]
     for site in found:
         _check_swap(model, site.name)
@@ -147,7 +161,9 @@ def attach(
     return to_channels_last(model)
 
 
-def swap(model: nn.Module, site: Site, weights: ScaledSign | LearnedWeight | None, inputs: nn.Module | None) -> QuantLayer:
+def swap(
+    model: nn.Module, site: Site, weights: ScaledSign | LearnedWeight | None, inputs: nn.Module | None
+) -> QuantLayer:
     """Put the quantized form of one layer into the network; its batch normalization moves into it."""
     layer = model.get_submodule(site.name)
     bn = model.get_submodule(site.bn) if site.bn else None
@@ -184,7 +200,10 @@ def plan_bits(
         pattern, bits_of = parse_override(rule)
         matches = fnmatch.filter(names, pattern)
         if not matches:
-            raise ValueError(f"override pattern {pattern!r} matches no layer{did_you_mean(pattern, names)}; layers: {', '.join(names)}")
+            raise ValueError(
+                f"override pattern {pattern!r} matches no layer{did_you_mean(pattern, names)}; "
+                f"layers: {', '.join(names)}"
+            )
         plan.update(dict.fromkeys(matches, bits_of))
     return plan
 
@@ -230,11 +249,13 @@ def _check_swap(model: nn.Module, name: str) -> None:
     layer = model.get_submodule(name)
     names = [n for n, m in model.named_modules(remove_duplicate=False) if m is layer]
     if len(names) > 1:
-        raise ValueError(f"layer {name} is also registered as {names[1]}; keep one name, or leave it float with {name}=float")
+        raise ValueError(
+            f"layer {name} is also registered as {names[1]}; keep one name, or leave it float with {name}=float"
+        )
     if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
         raise ValueError(
-            f"layer {name} has padding {layer.padding!r} of mode {layer.padding_mode!r}, but a quantized conv needs zero "
-            f"padding given in numbers; change it, or leave the layer float with {name}=float"
+            f"layer {name} has padding {layer.padding!r} of mode {layer.padding_mode!r}, but a quantized conv needs "
+            f"zero padding given in numbers; change it, or leave the layer float with {name}=float"
         )
 
 

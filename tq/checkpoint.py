@@ -139,7 +139,7 @@ def predict_bytes(model: nn.Module, info: Info | None = None) -> int:
 def load(
     path: str | Path, *, model: nn.Module | None = None, impl: str = "auto", device: str | torch.device = "cpu"
 ) -> nn.Module:
-    """Rebuild the network of a file, ready for inference; `model` (float, yours) is filled when the file names no builder.
+    """Rebuild the network of a file, ready for inference; `model` (float) is filled when the file names no builder.
 
     Raises ValueError naming the file: missing, damaged, not of this format, other checksum, not for this model.
     """
@@ -178,7 +178,9 @@ def inspect(path: str | Path) -> Account:
         rows.append(Row(name, bits, form.shape if form else shape, size))
         theoretical += math.prod(form.shape) * form.weight_bits / 8 if form and form.weight_bits < 16 else size
     info = _info(metadata, path)
-    float_bytes = info.metrics.get("float_bytes") or sum(4 * math.prod(row.shape) for row in rows if row.name not in _STACKED)
+    float_bytes = info.metrics.get("float_bytes") or sum(
+        4 * math.prod(row.shape) for row in rows if row.name not in _STACKED
+    )
     file_bytes = os.path.getsize(path)
     return Account(
         path=str(path),
@@ -198,7 +200,7 @@ def _own_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
 
 
 def _parts(model: nn.Module) -> tuple[dict[str, Format], dict[str, Tensor]]:
-    """Formats of the layers that a file holds packed, and the state of everything else; tensors may be on any device."""
+    """Formats of the layers that a file holds packed, and the state of everything else; tensors on any device."""
     formats = {n: layer.format for n, layer in packed_layers(model).items()}
     formats |= {n: format_of(layer) for n, layer in quant_layers(model).items()}
     inside = tuple(f"{name}." for name in formats)
@@ -298,15 +300,17 @@ def _formats(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Forma
         raise ValueError(f"{path}: tq.layers must be int32 [L, {_COLUMNS}], got {table.dtype} {list(table.shape)}")
     names = sorted(key.removesuffix(_PACKED) for key in tensors if key.endswith(_PACKED))
     if len(names) != len(table):
-        raise ValueError(f"{path}: {len(table)} packed layers are described, but {len(names)} are there; the file is damaged")
+        raise ValueError(
+            f"{path}: {len(table)} packed layers are described, but {len(names)} are there; the file is damaged"
+        )
     formats = {}
     for name, row in zip(names, table.tolist(), strict=True):
         form = Format(row[0], row[1], bool(row[2]), row[3], tuple(size for size in row[4:] if size))
         stored = tensors[name + _PACKED]
         if not _sane(form) or form.stored_shape != tuple(stored.shape) or form.stored_dtype != stored.dtype:
             raise ValueError(
-                f"{path}: layer {name} is described as w{form.weight_bits}a{form.act_bits} {list(form.shape)} with zero point "
-                f"{form.zero_point}, which does not fit its tensor {list(stored.shape)}; the file is damaged"
+                f"{path}: layer {name} is described as w{form.weight_bits}a{form.act_bits} {list(form.shape)} with "
+                f"zero point {form.zero_point}, which does not fit its tensor {list(stored.shape)}; the file is damaged"
             )
         formats[name] = form
     channels = sum(form.shape[0] for form in formats.values())
@@ -331,7 +335,9 @@ def _swap_in(
     for name, form in formats.items():
         site = found.get(name)
         if site is None:
-            raise ValueError(f"{path} has a packed layer {name}, which {type(model).__name__} has not; is it another model's file?")
+            raise ValueError(
+                f"{path} has a packed layer {name}, which {type(model).__name__} has not; is it another model's file?"
+            )
         layer = model.get_submodule(name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         if tuple(layer.weight.shape) != form.shape:
@@ -352,10 +358,14 @@ def _fill(model: nn.Module, formats: Mapping[str, Format], tensors: Mapping[str,
     wanted = {n: t for n, t in own.items() if not n.startswith(inside)}
     for problem, names in (("lacks", wanted.keys() - state.keys()), ("has an unknown", state.keys() - wanted.keys())):
         if names:
-            raise ValueError(f"{path} {problem} tensor {min(names)} for {type(model).__name__}; is it another model's file?")
+            raise ValueError(
+                f"{path} {problem} tensor {min(names)} for {type(model).__name__}; is it another model's file?"
+            )
     for name, tensor in sorted(state.items()):
         if wanted[name].shape != tensor.shape:
-            raise ValueError(f"{path}: tensor {name} has shape {list(tensor.shape)}, the model's has {list(wanted[name].shape)}")
+            raise ValueError(
+                f"{path}: tensor {name} has shape {list(tensor.shape)}, the model's has {list(wanted[name].shape)}"
+            )
         if wanted[name].dtype != tensor.dtype:
             raise ValueError(f"{path}: tensor {name} is {tensor.dtype}, the model's is {wanted[name].dtype}")
         wanted[name].copy_(tensor)
@@ -383,12 +393,16 @@ def _read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = safetensors.torch.load(blob)
     except Exception as error:  # safetensors and torch raise their own kinds for damaged files
         reason = _first_line(error)
-        raise ValueError(f"{path} is not a whole safetensors file ({reason}); it is truncated, damaged or of another kind") from None
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({reason}); it is truncated, damaged or of another kind"
+        ) from None
     length = 8 + int.from_bytes(blob[:8], "little")
     metadata = json.loads(blob[8:length]).get("__metadata__") or {}
     found = metadata.get("format", "none")
     if found != FORMAT:
-        raise ValueError(f"{path} has format {found!r}, expected {FORMAT!r}: it was not written by tq (float weights: tq quantize)")
+        raise ValueError(
+            f"{path} has format {found!r}, expected {FORMAT!r}: it was not written by tq (float weights: tq quantize)"
+        )
     digest = metadata.get("sha256", "")
     unsigned = blob[:length].replace(digest.encode(), _UNSIGNED.encode(), 1) + blob[length:]
     if hashlib.sha256(unsigned).hexdigest() != digest:
@@ -403,7 +417,9 @@ def _info(metadata: Mapping[str, str], path: str | Path) -> Info:
         raise ValueError(f"{path}: the header's metadata is not JSON ({error}); the file is damaged") from None
     for key, kind in (("model", dict), ("data", dict), ("classes", list), ("metrics", dict)):
         if not isinstance(parsed[key], kind | None):
-            raise ValueError(f"{path}: {key} in the header must be a JSON {kind.__name__}, got {parsed[key]!r}; the file is damaged")
+            raise ValueError(
+                f"{path}: {key} in the header must be a JSON {kind.__name__}, got {parsed[key]!r}; the file is damaged"
+            )
     return Info(parsed["model"], parsed["data"] or {}, tuple(parsed["classes"] or ()), parsed["metrics"] or {})
 
 

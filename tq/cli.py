@@ -61,7 +61,7 @@ class Train(Unchecked, TrainConfig, Output):
     detach: bool = False
     """start in the background and return; watch it with `tq tui`"""
     show: Literal["auto", "dashboard", "progress", "nothing"] = "progress"
-    """dashboard: train in the background and open the dashboard on it; auto: that where there is a terminal, else progress"""
+    """dashboard: train in the background and open the dashboard on it; auto: that on a terminal, else progress"""
     runs: Path = Path("runs")
     """directory of the runs"""
     run_dir: Path | None = None
@@ -251,7 +251,7 @@ def parse(argv: list[str]) -> Output:
         entry = tyro.conf.subcommand(name, default=_default(name, argv), description=summary)
         choice = Annotated[kind, entry]  # type: ignore[valid-type]
         union = choice if union is None else union | choice
-    return tyro.cli(  # type: ignore[no-any-return]
+    return tyro.cli(
         union,
         prog="tq",
         description="Low-bit convolutional networks: train, pack, prove, run.",

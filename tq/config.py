@@ -29,7 +29,8 @@ class TrainConfig:
     """One training run."""
 
     model: str = "resnet20"
-    """cnn, lenet, resnet20|32|44|56|110 (CIFAR form; a trailing -a takes option-A shortcuts), resnet18, resnet50, or package.module:factory"""
+    """cnn, lenet, resnet20|32|44|56|110 (CIFAR form; a trailing -a takes option-A shortcuts),
+    resnet18, resnet50, or package.module:factory"""
     dataset: str = "digits"
     """digits (embedded), mnist, cifar10, cifar100 or imagefolder"""
     data: str | None = None
@@ -57,7 +58,8 @@ class TrainConfig:
     hysteresis: float = 0.1
     """threshold that a latent weight must pass on the other side before its sign flips"""
     hysteresis_mode: Literal["loop", "one-step"] = "loop"
-    """loop: keep the sign inside the threshold; one-step: use the raw latent weight for that step, as published in code"""
+    """loop: keep the sign inside the threshold;
+    one-step: use the raw latent weight for that step, as published in code"""
     hysteresis_relative: bool = False
     """threshold in units of the weight scale instead of latent units"""
     lr: float = 0.05
@@ -109,7 +111,10 @@ class TrainConfig:
         if bad := [b for b in self.stage_act_bits if b not in ACT_BITS]:
             raise ValueError(f"stage_act_bits must be of {', '.join(map(str, ACT_BITS))}, got {bad[0]}")
         if self.optimizer == "hysteresis-sgd" and scheme.weight_bits != 1:
-            raise ValueError(f"optimizer hysteresis-sgd trains 1-bit weights, but the scheme is {self.scheme}; use w1a* or another optimizer")
+            raise ValueError(
+                f"optimizer hysteresis-sgd trains 1-bit weights, but the scheme is {self.scheme}; "
+                "use w1a* or another optimizer"
+            )
         if self.optimizer == "hysteresis-sgd" and self.weight_quantizer == "lsq":
             raise ValueError("optimizer hysteresis-sgd needs weight_quantizer scaled-sign (or auto), got lsq")
         if self.weight_quantizer == "scaled-sign" and scheme.weight_bits not in (1, 16):
@@ -215,7 +220,7 @@ def parse_override(rule: str) -> tuple[str, Scheme]:
 
 
 def from_json(kind: type[C], path: Path | str) -> C:
-    """Read a config file. Keys that begin with "_comment" are ignored; an unknown key raises ValueError with the nearest name."""
+    """Read a config file. "_comment..." keys are ignored; an unknown one raises ValueError with the nearest name."""
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -263,7 +268,9 @@ def _check_choices(config: Any) -> None:
 
 def _known(what: str, value: str, known: tuple[str, ...], *, extra: bool = False) -> None:
     if value not in known and not extra:
-        raise ValueError(f"unknown {what} {value!r}: expected one of {', '.join(known)}{did_you_mean(str(value), known)}")
+        raise ValueError(
+            f"unknown {what} {value!r}: expected one of {', '.join(known)}{did_you_mean(str(value), known)}"
+        )
 
 
 def _at_least(what: str, value: float, low: float) -> None:

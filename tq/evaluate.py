@@ -29,7 +29,7 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
-    """Run `model` in evaluation mode over (x, y) batches. The model's mode is restored. Raises ValueError on no batch."""
+    """Run `model` in evaluation mode over (x, y) batches; its mode is restored. Raises ValueError on no batch."""
     was_training = model.training
     model.eval()
     logits, labels = [], []
@@ -50,4 +50,6 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
     """max |a - b| over two sets of logits; infinity when one has NaN where the other has not."""
     difference = (a.double() - b.double()).abs()
     same = (a == b) | (a.isnan() & b.isnan())
-    return float(difference.masked_fill(same, 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf).max()) if a.numel() else 0.0
+    return (
+        float(difference.masked_fill(same, 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf).max()) if a.numel() else 0.0
+    )

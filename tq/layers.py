@@ -23,6 +23,9 @@ from tq.quantizers import ActQuantizer, LearnedWeight, ScaledSign
 from triton_kernels.reference import epilogue
 
 EXACT_FLOAT32 = 2**24
+# cuDNN may pick a Winograd algorithm, which is off by some 1e-6 of the sum; below this bound that is far less than the
+# half that rounding mends
+ROUNDED_FLOAT32 = 2**17
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
 
@@ -77,11 +80,10 @@ class QuantLayer(nn.Module):
         weight = self.weight_codes()[0].detach()
         if self.input_quantizer is None or self.weight_quantizer is None:
             return self.contract(channels_last(codes), channels_last(weight))
-        if self.accumulator_bound() >= EXACT_FLOAT32:
+        if self.accumulator_bound() >= (ROUNDED_FLOAT32 if x.is_cuda else EXACT_FLOAT32):
             return self.contract(codes.double(), weight.double()).float()
         acc = self.contract(codes, weight)
-        # cuDNN may pick a Winograd algorithm, off by far less than a half: rounding restores the integer
-        return acc.round() if acc.is_cuda else acc
+        return acc.round() if x.is_cuda else acc
 
     @torch.no_grad()
     def accumulator_bound(self) -> int:
@@ -104,7 +106,9 @@ class QuantLayer(nn.Module):
     def input_scale(self) -> Tensor:
         """0-dim float32; one when the inputs are not quantized."""
         device = self.weight.device
-        return torch.ones((), device=device) if self.input_quantizer is None else self.input_quantizer.scale().to(device)
+        return (
+            torch.ones((), device=device) if self.input_quantizer is None else self.input_quantizer.scale().to(device)
+        )
 
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor]:
@@ -133,10 +137,12 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     def from_float(cls, conv: nn.Conv2d, **parts: Any) -> QuantConv2d:
         """Share the float layer's parameters. Only zero padding has an integer meaning. Raises ValueError."""
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-            raise ValueError(f"a quantized conv needs zero padding given in numbers, got {conv.padding_mode!r}, {conv.padding!r}")
+            raise ValueError(
+                f"a quantized conv needs zero padding given in numbers, got {conv.padding_mode!r}, {conv.padding!r}"
+            )
         layer = cls(
-            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-            conv.groups, conv.bias is not None, device="meta",
+            conv.in_channels, conv.out_channels, _pair(conv.kernel_size), _pair(conv.stride), _pair(conv.padding),
+            _pair(conv.dilation), conv.groups, conv.bias is not None, device="meta",
         )  # fmt: skip
         layer.weight, layer.bias = conv.weight, conv.bias
         layer.quantize(**parts)
@@ -149,6 +155,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 class QuantLinear(QuantLayer, nn.Linear):
     """nn.Linear with quantized weights and inputs; made by `tq.attach`."""
 
+    bias: nn.Parameter  # as torch declares it; None where there is no bias
     channel_dim = -1
 
     @classmethod
@@ -163,11 +170,16 @@ class QuantLinear(QuantLayer, nn.Linear):
         return F.linear(x, weight)
 
 
+def _pair(sizes: tuple[int, ...]) -> tuple[int, int]:
+    height, width = sizes
+    return height, width
+
+
 def channels_last(x: Tensor) -> Tensor:
     """NHWC in memory for 4-D tensors, anything else unchanged.
 
-    Where dimensions of size 1 leave strides a choice, it is made: strides pick the algorithm, and so the rounding, of what
-    comes next.
+    Where dimensions of size 1 leave strides a choice, it is made: strides pick the algorithm, and so the rounding, of
+    what comes next.
     """
     if x.ndim != 4:
         return x

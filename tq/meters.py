@@ -19,6 +19,12 @@ class StepMeter:
     synchronises; on the CPU they are read at once.
     """
 
+    loss: Tensor | float
+    correct: Tensor | float
+    steps: int
+    images: int
+    since: float
+
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
         self.pending: tuple[Tensor, torch.cuda.Event, int, float] | None = None
@@ -52,8 +58,7 @@ class StepMeter:
         return _fields(ready[0], ready[3])
 
     def _reset(self) -> None:
-        self.loss: Tensor | float = 0.0
-        self.correct: Tensor | float = 0.0
+        self.loss = self.correct = 0.0
         self.steps = self.images = 0
         self.since = time.monotonic()
 

@@ -50,14 +50,17 @@ class PackedLayer(nn.Module):
     """What both packed layers share.
 
     Buffers: `weight_packed` uint8 [O, ceil(K * bits / 8)] (at 16 bits float32 in the weight's own shape),
-    `weight_scale` and `bias` float32 [O], `input_scale` float32 0-dim. `impl` ("auto", "cpu", "reference") picks the integer implementation and
-    never falls back silently.
+    `weight_scale` and `bias` float32 [O], `input_scale` float32 0-dim. `impl` ("auto", "cpu", "reference") picks the
+    integer implementation and never falls back silently.
     """
 
     weight_packed: Tensor
     weight_scale: Tensor
     bias: Tensor
     input_scale: Tensor
+    scale: Tensor
+    inverse: Tensor
+    float_weight: Tensor
     channel_dim: int
 
     def __init__(self, form: Format, *, impl: str = "auto") -> None:

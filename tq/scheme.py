@@ -37,7 +37,8 @@ class Scheme:
         if not (match := _NAME.fullmatch(name)):
             known = ["float", *(f"w{w}a{a}" for w in WEIGHT_BITS for a in ACT_BITS)]
             raise ValueError(
-                f"unknown scheme {name!r}: expected w<bits>a<bits> such as w1a2, w4a8 or w2a16, or 'float'{did_you_mean(name, known)}"
+                f"unknown scheme {name!r}: expected w<bits>a<bits> such as w1a2, w4a8 or w2a16, or 'float'"
+                f"{did_you_mean(name, known)}"
             )
         return Scheme(int(match[1]), int(match[2]))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +81,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     rest = [p for p in model.parameters() if id(p) not in taken]
     decayed = [p for p in rest if p.ndim > 1 or id(p) in alphas]
     plain = [p for p in rest if not (p.ndim > 1 or id(p) in alphas)]
-    groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
     if config.optimizer == "adamw":
         return AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, foreach=False)
     if config.optimizer == "sgd":
@@ -132,6 +133,6 @@ class FlipMeter:
         if not self.layers:
             return None
         now = [m.weight >= 0 for m in self.layers]
-        flipped = sum((a ^ b).sum() for a, b in zip(now, self.signs, strict=True))
+        flipped = torch.stack([(a ^ b).sum() for a, b in zip(now, self.signs, strict=True)]).sum()
         self.signs = now
         return flipped / self.total

@@ -7,6 +7,7 @@ is bit for bit the uninterrupted one.
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import time
@@ -76,7 +77,9 @@ class Trainer:
         self.device = pick_device(config.device)
         self.stages = plan(config)
         self.at = Position()
-        saved = read_checkpoint(self.path / "checkpoint.pt") if resume and (self.path / "checkpoint.pt").exists() else None
+        saved = (
+            read_checkpoint(self.path / "checkpoint.pt") if resume and (self.path / "checkpoint.pt").exists() else None
+        )
         self.log.emit("phase", name="data")
         self.data = datasets.load(
             config.dataset, root=config.data, download=config.download, image_size=config.image_size
@@ -218,7 +221,7 @@ class Trainer:
 
     def _report(self, fields: dict[str, float], lr: float) -> None:
         self.log.step(step=self.at.step, epoch=self._epoch_key() + 1, lr=lr, **fields)
-        if not fields["loss"] - fields["loss"] == 0:
+        if not math.isfinite(fields["loss"]):
             sentence = f"the loss is {fields['loss']} at step {self.at.step}; lower --lr (now {lr:.3g}) or add --warmup"
             self.log.emit("alert", level="error", title="loss is not finite", text=sentence)
             raise Diverged(sentence)
@@ -226,9 +229,7 @@ class Trainer:
     def _end_of_epoch(self, stage: Stage) -> None:
         epoch = self._epoch_key() + 1
         result = self.evaluate()
-        self.log.emit(
-            "eval", step=self.at.step, epoch=epoch, split="test", loss=result.loss, acc=result.accuracy
-        )
+        self.log.emit("eval", step=self.at.step, epoch=epoch, split="test", loss=result.loss, acc=result.accuracy)
         if result.accuracy < self.at.best / 2:
             text = f"accuracy fell to {result.accuracy:.2f} % from {self.at.best:.2f} %"
             self.log.emit("alert", level="warning", title="training diverges", text=text)

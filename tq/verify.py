@@ -1,4 +1,4 @@
-"""Write a packed file and prove it: reload it from disk and compare its predictions with the network in training form."""
+"""Write a packed file and prove it: reload it and compare its predictions with the network in training form."""
 
 from __future__ import annotations
 
@@ -29,7 +29,13 @@ class Proof:
 
 
 def save_verified(
-    model: nn.Module, path: Path, info: Info, batches: Batches, *, tolerance: float = 0.0, own_model: nn.Module | None = None
+    model: nn.Module,
+    path: Path,
+    info: Info,
+    batches: Batches,
+    *,
+    tolerance: float = 0.0,
+    own_model: nn.Module | None = None,
 ) -> Proof:
     """Save a network (training form or float), reload the file and compare logits on all of `batches`.
 
@@ -40,7 +46,11 @@ def save_verified(
         OSError: the directory is read-only or full.
     """
     simulated = evaluate(model, batches())
-    metrics: dict[str, Any] = {"accuracy": round(simulated.accuracy, 4), "correct": simulated.correct, "total": simulated.total}
+    metrics: dict[str, Any] = {
+        "accuracy": round(simulated.accuracy, 4),
+        "correct": simulated.correct,
+        "total": simulated.total,
+    }
     partial = path.with_name(path.name + ".unverified")
     try:
         size = checkpoint.save(model, partial, replace(info, metrics={**info.metrics, **metrics}))
@@ -49,8 +59,8 @@ def save_verified(
         difference = largest_difference(simulated.logits, packed.logits)
         if difference > tolerance or not torch.isfinite(torch.tensor(difference)):
             raise ValueError(
-                f"the file read back predicts differently: a logit is off by {difference:.3g}, allowed is {tolerance:.3g}; "
-                f"{path} is not written, please report this"
+                f"the file read back predicts differently: a logit is off by {difference:.3g}, allowed is "
+                f"{tolerance:.3g}; {path} is not written, please report this"
             )
         os.replace(partial, path)
     finally:

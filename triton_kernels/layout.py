@@ -112,7 +112,7 @@ def check_packed(packed: Tensor, bits: int, shape: Sequence[int]) -> None:
 
 
 def unpack_weight(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    """Undo `pack_weight`: uint8 [out, row_bytes(K, bits)] to a contiguous int8 weight of `shape` (OIHW or [out, in])."""
+    """Undo `pack_weight`: uint8 [out, row_bytes(K, bits)] to a contiguous int8 weight (`shape` OIHW or [out, in])."""
     check_packed(packed, bits, shape)
     rows = unpack(packed, bits, prod(shape[1:]))
     if len(shape) == 2:

@@ -38,7 +38,8 @@ def quantize_input(
     if binary:
         return torch.where(x >= 0, 1.0, -1.0)
     q = _rounded(x, inv_scale, zero_point, qmin, qmax)
-    # Comparing q with itself is the NaN test that Inductor vectorizes on a CPU; isnan runs element by element there, at half the speed.
+    # Comparing q with itself is the NaN test that Inductor vectorizes on a CPU; isnan runs element by element there, at
+    # half the speed.
     return torch.where(torch.eq(q, q), q - zero_point, 0.0)
 
 
@@ -168,7 +169,7 @@ def quant_matmul(
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
-    """A whole quantized linear layer from packed weights: float [..., K] -> float32 [..., N]; else as `quant_conv2d`."""
+    """A whole quantized linear layer from packed weights: float [..., K] -> float32 [..., N], as `quant_conv2d`."""
     weight = unpack_weight(packed, bits, weight_shape)
     if inv_scale is None and not binary:
         acc = F.linear(x.to(torch.float32), weight.to(torch.float32))

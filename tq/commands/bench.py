@@ -13,5 +13,7 @@ from tq.config import BenchConfig
 def bench(flags: Bench, argv: list[str]) -> None:
     """Check, then time."""
     log = stderr()
-    result = run_bench(file_of(flags.file, flags.runs), flags.settings(BenchConfig), notify=lambda text: log.print(text, style="dim"))
+    result = run_bench(
+        file_of(flags.file, flags.runs), flags.settings(BenchConfig), notify=lambda text: log.print(text, style="dim")
+    )
     show(result, flags, table)

@@ -36,7 +36,11 @@ def eval(flags: Eval, argv: list[str]) -> None:
         "file": str(path), "accuracy": result.accuracy, "correct": result.correct, "total": result.total,
         "loss": result.loss, "bytes": path.stat().st_size, "dataset": data.name,
     }  # fmt: skip
-    show(fields, flags, lambda r: f"{r['accuracy']:.2f} %  ({r['correct']:,} of {r['total']:,}), {size(r['bytes'])}, {path}")
+    show(
+        fields,
+        flags,
+        lambda r: f"{r['accuracy']:.2f} %  ({r['correct']:,} of {r['total']:,}), {size(r['bytes'])}, {path}",
+    )
 
 
 def predict(flags: Predict, argv: list[str]) -> None:
@@ -65,7 +69,13 @@ def inspect(flags: Inspect, argv: list[str]) -> None:
     """The account of a file."""
     account = checkpoint.inspect(file_of(flags.file, flags.runs))
     rows = [
-        {"name": r.name, "bits": r.bits, "shape": list(r.shape), "bytes": r.size_bytes, "share": r.size_bytes / account.file_bytes}
+        {
+            "name": r.name,
+            "bits": r.bits,
+            "shape": list(r.shape),
+            "bytes": r.size_bytes,
+            "share": r.size_bytes / account.file_bytes,
+        }
         for r in account.rows
     ]
     fields = {
@@ -76,7 +86,9 @@ def inspect(flags: Inspect, argv: list[str]) -> None:
     }  # fmt: skip
     show(fields, flags, _account)
     if account.predicted_bytes != account.file_bytes:
-        raise ValueError(f"{account.path} has {account.file_bytes} bytes where its layers predict {account.predicted_bytes}")
+        raise ValueError(
+            f"{account.path} has {account.file_bytes} bytes where its layers predict {account.predicted_bytes}"
+        )
 
 
 def file_of(target: str, root: Path) -> Path:
@@ -95,7 +107,9 @@ def own_model(factory: str | None, info: Info) -> nn.Module | None:
     if factory is None:
         return None
     if info.model is None:
-        raise ValueError("the file does not say how many classes and channels it has; load it in Python: tq.load(path, model=...)")
+        raise ValueError(
+            "the file does not say how many classes and channels it has; load it in Python: tq.load(path, model=...)"
+        )
     return build(factory, **info.model["args"])
 
 
@@ -106,7 +120,9 @@ def data_of(info: Info, name: str | None, root: str | None) -> datasets.DataSet:
         raise ValueError("the file does not name its data set; pass --dataset and --data")
     data = datasets.load(chosen, root=root, image_size=info.data.get("size"))
     if info.classes and len(data.classes) != len(info.classes):
-        raise ValueError(f"the file has {len(info.classes)} classes, data set {chosen} has {len(data.classes)}; is it the right one?")
+        raise ValueError(
+            f"the file has {len(info.classes)} classes, data set {chosen} has {len(data.classes)}; is it the right one?"
+        )
     return data
 
 
@@ -126,10 +142,25 @@ def _predictions(result: dict[str, Any]) -> Table:
 
 
 def _account(fields: dict[str, Any]) -> Group:
-    table = Table(title=f"{fields['file']}: {fields['bytes']:,} bytes, predicted {fields['predicted_bytes']:,}", title_justify="left")
-    for column, justify in (("tensor", "left"), ("bits", "left"), ("shape", "left"), ("bytes", "right"), ("share", "right")):
+    table = Table(
+        title=f"{fields['file']}: {fields['bytes']:,} bytes, predicted {fields['predicted_bytes']:,}",
+        title_justify="left",
+    )
+    for column, justify in (
+        ("tensor", "left"),
+        ("bits", "left"),
+        ("shape", "left"),
+        ("bytes", "right"),
+        ("share", "right"),
+    ):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    header = {"name": "header", "bits": "json", "shape": [], "bytes": fields["header_bytes"], "share": fields["header_bytes"] / fields["bytes"]}
+    header = {
+        "name": "header",
+        "bits": "json",
+        "shape": [],
+        "bytes": fields["header_bytes"],
+        "share": fields["header_bytes"] / fields["bytes"],
+    }
     for row in [*fields["rows"], header]:
         shape = " x ".join(map(str, row["shape"]))
         table.add_row(row["name"], row["bits"], shape, f"{row['bytes']:,}", f"{100 * row['share']:.1f} %")
@@ -137,5 +168,6 @@ def _account(fields: dict[str, Any]) -> Group:
     return Group(
         table,
         f"float {fields['float_bytes']:,} bytes, this file 1/{fields['float_bytes'] / fields['bytes']:.1f} of it",
-        f"{ratio:.3f} times the theoretical {fields['theoretical_bytes']:,.0f} bytes (codes at their bits, the rest as stored)",
+        f"{ratio:.3f} times the theoretical {fields['theoretical_bytes']:,.0f} bytes "
+        "(codes at their bits, the rest as stored)",
     )

@@ -39,7 +39,10 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
     if dataset is None:
         raise ValueError(f"{source} does not name a data set for calibration; pass --dataset and --data")
     data = datasets.load(dataset, root=config.data, image_size=config.image_size or info.data.get("size"))
-    mean, std = config.mean or tuple(info.data.get("mean", data.mean)), config.std or tuple(info.data.get("std", data.std))
+    mean, std = (
+        config.mean or tuple(info.data.get("mean", data.mean)),
+        config.std or tuple(info.data.get("std", data.std)),
+    )
     if len(mean) != len(data.mean):
         raise ValueError(f"mean has {len(mean)} values, but the images of {dataset} have {len(data.mean)} channels")
     model, device = build(name, **model_args(data)), pick_device(config.device)
@@ -87,7 +90,10 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
         "theoretical_bytes": checkpoint.inspect(out).theoretical_bytes,
         "largest_logit_difference": proof.largest_difference,
         "tolerance": config.tolerance,
-        "layers": [{"name": c.name, "kind": c.kind, "weight_bits": c.weight_bits, "act_bits": c.act_bits} for c in coverage(model)],
+        "layers": [
+            {"name": c.name, "kind": c.kind, "weight_bits": c.weight_bits, "act_bits": c.act_bits}
+            for c in coverage(model)
+        ],
         "not_quantized": [c.name for c in coverage(model) if c.weight_bits == 16 and c.act_bits == 16],
         "in_float64": [n for n, bound in bounds.items() if bound >= EXACT_FLOAT32],
     }
@@ -105,7 +111,11 @@ def _described(path: Path) -> Info:
 
 
 def _calibration(
-    data: datasets.DataSet, config: QuantizeConfig, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    data: datasets.DataSet,
+    config: QuantizeConfig,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: torch.device,
 ) -> list[Tensor]:
     """Seeded choice of training images, normalised, in batches."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -118,9 +128,15 @@ def _render(r: dict[str, Any]) -> Group:
     for column, justify in (("network", "left"), ("accuracy %", "right"), ("bytes", "right"), ("of float", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     table.add_row("float", f"{r['float_accuracy']:.2f}", f"{r['float_bytes']:,}", "1")
-    table.add_row(f"packed {r['scheme']}, read back", f"{r['accuracy']:.2f}", f"{r['bytes']:,}", f"1/{r['float_bytes'] / r['bytes']:.1f}")
+    table.add_row(
+        f"packed {r['scheme']}, read back",
+        f"{r['accuracy']:.2f}",
+        f"{r['bytes']:,}",
+        f"1/{r['float_bytes'] / r['bytes']:.1f}",
+    )
     lines = [
-        f"largest difference of a logit between simulated and packed: {r['largest_logit_difference']:g} (allowed {r['tolerance']:g})",
+        f"largest difference of a logit between simulated and packed: {r['largest_logit_difference']:g} "
+        f"(allowed {r['tolerance']:g})",
         f"left float: {', '.join(r['not_quantized']) or 'nothing'}",
     ]
     if r["in_float64"]:

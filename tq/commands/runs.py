@@ -20,7 +20,11 @@ def runs(flags: Runs, argv: list[str]) -> None:
     """list, show, compare, stop, resume."""
     if flags.action == "list":
         rows = [describe(path) for path in store.list_runs(flags.runs)]
-        show({"runs": rows}, flags, lambda r: _table(r["runs"]) if r["runs"] else f"no runs in {flags.runs}; start one: tq train")
+        show(
+            {"runs": rows},
+            flags,
+            lambda r: _table(r["runs"]) if r["runs"] else f"no runs in {flags.runs}; start one: tq train",
+        )
         return
     if not flags.names:
         raise ValueError(f"tq runs {flags.action} needs a run: an id, a piece of it, or 'last'")

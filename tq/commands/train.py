@@ -113,7 +113,8 @@ def _report_launched(path: Path, flags: Train) -> int:
 
 def _render(summary: dict[str, Any]) -> Any:
     if summary.get("status") == "stopped":
-        return f"stopped at step {summary['step']}, checkpoint written; go on: tq train --resume {Path(summary['run']).name}"
+        run = Path(summary["run"]).name
+        return f"stopped at step {summary['step']}, checkpoint written; go on: tq train --resume {run}"
     table = Table(title=f"{Path(summary['run']).name}", title_justify="left")
     for column, justify in (("network", "left"), ("accuracy %", "right"), ("bytes", "right"), ("of float", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -127,7 +128,10 @@ def _render(summary: dict[str, Any]) -> Any:
         )
     lines = [f"{summary['file']} ({size(packed)}), measured on {summary['test_images']:,} test images"]
     lines.append(f"largest difference of a logit between simulated and packed: {summary['largest_logit_difference']:g}")
-    lines.append(f"best epoch {summary['best_epoch']}: {summary['best_accuracy']:.2f} %, last: {summary['trained_accuracy']:.2f} %")
+    lines.append(
+        f"best epoch {summary['best_epoch']}: {summary['best_accuracy']:.2f} %, "
+        f"last: {summary['trained_accuracy']:.2f} %"
+    )
     if summary["scheme"] != "float":
         lines.append(f"left float: {', '.join(summary['not_quantized']) or 'nothing'}")
     if summary["in_float64"]:

@@ -54,10 +54,10 @@ class HysteresisSGD(Optimizer):
             raise ValueError(f"mode must be 'loop' or 'one-step', got {mode!r}")
         if threshold < 0:
             raise ValueError(f"threshold must be at least 0, got {threshold}")
-        defaults = dict(
-            lr=lr, momentum=momentum, weight_decay=weight_decay, binary=False,
-            threshold=threshold, relative=relative, mode=mode, per_channel=per_channel,
-        )  # fmt: skip
+        defaults = {
+            "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "binary": False,
+            "threshold": threshold, "relative": relative, "mode": mode, "per_channel": per_channel,
+        }  # fmt: skip
         super().__init__(params, defaults)
 
     @torch.no_grad()

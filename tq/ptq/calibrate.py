@@ -31,7 +31,7 @@ def calibrate(
     """
     layers = quant_layers(model)
     was_training = model.training
-    seen = {name: Histogram() for name in layers}
+    seen = {name: Histogram(name) for name in layers}
     for name, layer in layers.items():
         layer.observer = seen[name]
     try:
@@ -47,5 +47,7 @@ def calibrate(
             q.set_range(act_scale(seen[name], q.qmin, q.qmax, method=act_range, percentile=percentile))
         if isinstance(w := layer.weight_quantizer, LearnedWeight):
             w.set_step(
-                weight_scale(layer.weight, w.bits, method=weight_range, percentile=percentile, per_channel=w.per_channel)
+                weight_scale(
+                    layer.weight, w.bits, method=weight_range, percentile=percentile, per_channel=w.per_channel
+                )
             )

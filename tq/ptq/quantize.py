@@ -27,7 +27,8 @@ def quantize(
     """Quantize a trained float network in place, in simulated form; `tq.save` or `tq.convert` packs it.
 
     Args:
-        model: a trained float network; its batch normalizations are folded where torch.fx shows that they follow a layer.
+        model: a trained float network; its batch normalizations are folded where torch.fx shows that they follow a
+            layer.
         loader: batches of normalised images [B, C, H, W], or (images, labels) pairs; labels are ignored.
         scheme: "w8a8", "w4a8", "w2a8", "w1a16", ...
         weight_range, act_range: "minmax", "percentile" or "mse" (least squared error).

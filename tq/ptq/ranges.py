@@ -18,7 +18,8 @@ _FRACTIONS = torch.cat([torch.linspace(0.02, 0.3, 29), torch.linspace(0.31, 1.0,
 class Histogram:
     """Streaming histogram of a layer's inputs over [-limit, limit]; the limit doubles when a value does not fit."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "a layer") -> None:
+        self.name = name
         self.counts = torch.zeros(BINS, dtype=torch.float64)
         self.limit = 0.0
         self.low = torch.inf
@@ -30,7 +31,9 @@ class Histogram:
         x = x.detach().float()
         low, high = (float(v) for v in torch.aminmax(x))
         if not (low > -torch.inf and high < torch.inf):
-            raise ValueError("calibration met NaN or infinity in a layer's input; check the weights and the images")
+            raise ValueError(
+                f"calibration met NaN or infinity in the input of {self.name}; check the weights and the images"
+            )
         self.low, self.high = min(self.low, low), max(self.high, high)
         needed = max(-low, high)
         if self.limit == 0.0:
@@ -60,7 +63,8 @@ def act_scale(seen: Histogram, qmin: int, qmax: int, *, method: str, percentile:
     """
     if seen.high < seen.low:
         raise ValueError("calibration saw no images; give at least one")
-    if (qmin, qmax) == (-1, 1):  # one bit, signed: the codes are signs, and the mean magnitude is the least squares scale
+    # one bit, signed: the codes are signs, and the mean magnitude is the least squares scale
+    if (qmin, qmax) == (-1, 1):
         return float((seen.centers().abs() * seen.counts).sum() / seen.counts.sum()) or 1.0
     largest = max(seen.high / qmax, seen.low / qmin if qmin < 0 else 0.0)
     if largest <= 0:
@@ -82,8 +86,10 @@ def act_scale(seen: Histogram, qmin: int, qmax: int, *, method: str, percentile:
 
 
 @torch.no_grad()
-def weight_scale(weight: Tensor, bits: int, *, method: str, percentile: float = 99.99, per_channel: bool = True) -> Tensor:
-    """Scales [O] (or [1]) of a weight [O, ...], float32. One bit: the mean magnitude, which is the least squares one."""
+def weight_scale(
+    weight: Tensor, bits: int, *, method: str, percentile: float = 99.99, per_channel: bool = True
+) -> Tensor:
+    """Scales [O] (or [1]) of a weight [O, ...], float32. One bit: the mean magnitude, the least squares one."""
     rows = weight.detach().float().flatten(1) if per_channel else weight.detach().float().flatten()[None]
     if bits == 1:
         return rows.abs().mean(1)

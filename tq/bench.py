@@ -1,0 +1,355 @@
+"""`tq bench FILE`: how fast the packed network runs beside its float form, on the same images, checked before timed.
+
+Contenders: float and packed, each eager and through torch.compile(fullgraph=True). The float compiled one is frozen
+(Inductor takes its weights as constants, folds batch normalization and lays them out once), the strongest form that
+torch offers on a CPU; the packed one is not, because its float layers would then round otherwise than in training.
+
+A contender whose logits are wrong gets no speed. Packed eager must equal the reference implementation bit for bit;
+packed compiled must equal packed eager bit for bit, but where the network keeps float layers their rounding changes
+in compilation, and then the same tolerance holds as for float compiled against float eager. The rows of one batch size
+are timed in turns, so that whatever else the machine does falls on all alike.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch._inductor.config as inductor
+from rich.table import Table
+from torch import Tensor, nn
+
+from tq import checkpoint, data
+from tq.attach import sites, to_channels_last
+from tq.config import BenchConfig
+from tq.evaluate import largest_difference
+from tq.layers import channels_last
+from tq.models import build, load_into, weights_from
+from tq.packed import PackedLayer, packed_layers
+from tq.train import pick_device
+from triton_kernels.layout import unpack_weight
+
+ACCURACY_IMAGES = 1000
+"""accuracy is measured on the first so many test images"""
+CHECKED_IMAGES = 32
+"""logits are compared on the first so many, or on one whole batch if that is more"""
+FLOAT_TOLERANCE = 1e-3
+"""largest |difference| of a float logit from the eager one's, in units of the largest |logit|"""
+FLIPPED_IMAGES = 0.02
+"""share of images that may differ by more than that where a float layer's rounding can tip a quantized one's code"""
+WARM_CALLS, MIN_CALLS, TURN_S = 3, 5, 0.05
+Notify = Callable[[str], None]
+
+
+@dataclass
+class Contender:
+    """One way to run the network: images -> logits. `problem` is why it cannot run."""
+
+    name: str
+    call: Callable[[Tensor], Tensor]
+    accuracy: float | None = None
+    problem: str = ""
+
+
+@dataclass
+class _Row:
+    contender: Contender
+    checked: str = ""
+    error: str = ""
+    seconds: list[float] = field(default_factory=list)
+
+
+def bench(path: str | Path, config: BenchConfig, *, notify: Notify) -> dict[str, Any]:
+    """Check, then time, all contenders. Returns plain JSON values; `table` shows them.
+
+    {"device", "cpu", "threads", "versions", "file", "bytes", "float_bytes", "accuracy_images", "rows": [...]} with per
+    row contender, batch, images_per_s (from the median), latency_ms (median), p90_ms, spread (IQR over median), calls,
+    accuracy (percent), speedup (over the float compiled row of the same batch size), checked and error. What is not
+    known is None. The float network is config.float_file, or "float (dequantized)": the packed weights written out,
+    as fast as the float model, but not it, so it has no accuracy.
+    Raises ValueError: the file, its data set or the float file cannot be used.
+    """
+    info, device = checkpoint.read_info(path), pick_device(config.device)
+    images, labels = _images(info, config, path)
+    images = channels_last(images.to(device))
+    packed, reference = (checkpoint.load(path, impl=impl, device=device) for impl in ("auto", "reference"))
+    float_model, title = _float_model(path, info, config)
+    float_model = to_channels_last(float_model).to(device).eval()
+    contenders = [
+        Contender(f"{title} eager", float_model),
+        Contender(f"{title} compiled", _compiled(float_model, freeze=True)),
+        Contender("packed eager", packed),
+        Contender("packed compiled", _compiled(packed, freeze=False)),
+    ]
+    rows: list[dict[str, Any]] = []
+    with torch.no_grad():
+        for size in sorted(config.batch, reverse=True):
+            notify(f"batch {size}: compiling and checking")
+            checked = _check(contenders, reference, packed, images, size)
+            if size == max(config.batch):
+                for contender in contenders:
+                    if not contender.problem and ("packed" in contender.name or config.float_file):
+                        contender.accuracy = _accuracy(contender, images, labels, size)
+            notify(f"batch {size}: timing {len(checked)} contenders in turns, {config.seconds:g} s each")
+            _time([row for row in checked if not row.error], images[:size], config.seconds)
+            rows = _results(checked, size) + rows
+    account = checkpoint.inspect(path)
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "file": str(path),
+        "bytes": account.file_bytes,
+        "float_bytes": account.float_bytes,
+        "accuracy_images": len(labels),
+        "rows": rows,
+    }
+
+
+def dequantized(path: str | Path, info: checkpoint.Info) -> nn.Module:
+    """The float network of a file's architecture with the packed weights written out in float32, to compare speeds.
+
+    A folded batch normalization is there again, undoing nothing. Inputs are not quantized, so its logits are those of
+    neither network. Raises ValueError for a network that only its owner can build.
+    """
+    packed, model = checkpoint.load(path), _build(path, info)
+    own = model.state_dict()
+    kept = {name: tensor for name, tensor in packed.state_dict().items() if name in own}
+    model.load_state_dict(kept, strict=False)
+    norms = {site.name: site.bn for site in sites(model)}
+    for name, layer in packed_layers(packed).items():
+        target, form, norm_name = model.get_submodule(name), layer.format, norms[name]
+        assert isinstance(target, nn.Conv2d | nn.Linear)
+        codes = layer.weight_packed
+        if form.weight_bits < 16:
+            codes = unpack_weight(codes, form.weight_bits, form.shape).float()
+        weight, bias = codes * layer.weight_scale.view(-1, *[1] * (codes.ndim - 1)), layer.bias
+        with torch.no_grad():
+            target.weight.copy_(weight)
+            if norm_name and f"{norm_name}.running_mean" not in kept:
+                norm = model.get_submodule(norm_name)
+                assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+                assert norm.running_var is not None
+                # gamma is 1 and the mean 0 in a fresh one
+                norm.running_var.fill_(1 - norm.eps)
+                norm.bias.copy_(bias)
+                bias = torch.zeros_like(bias)
+            if target.bias is not None:
+                target.bias.copy_(bias)
+    return model
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The rows for a terminal."""
+    caption = (
+        f"{result['cpu'] if result['device'] == 'cpu' else result['device']}, {result['threads']} threads, torch "
+        f"{result['versions']['torch']}; medians; accuracy on {result['accuracy_images']} test images; speedup over "
+        "float compiled (frozen)"
+    )
+    shown = Table(
+        title=f"{result['file']}: {result['bytes']:,} bytes, float {result['float_bytes']:,}", caption=caption
+    )
+    for name in ("contender", "batch", "images/s", "ms", "p90 ms", "spread", "acc %", "speedup"):
+        shown.add_column(name, justify="left" if name == "contender" else "right")
+    shown.add_column("checked", overflow="fold")
+    for row in result["rows"]:
+        numbers = (
+            (row["images_per_s"], ",.0f"), (row["latency_ms"], ",.2f"), (row["p90_ms"], ",.2f"), (row["spread"], ".0%"),
+            (row["accuracy"], ".2f"), (row["speedup"], ".2f"),
+        )  # fmt: skip
+        cells = ["" if value is None else f"{value:{form}}" for value, form in numbers]
+        shown.add_row(row["contender"], str(row["batch"]), *cells, row["error"] or row["checked"])
+    return shown
+
+
+def _images(info: checkpoint.Info, config: BenchConfig, path: str | Path) -> tuple[Tensor, Tensor]:
+    """Normalised test images, as many as accuracy or the largest batch needs, and the classes of the former."""
+    name = config.dataset or info.data.get("name")
+    if not name:
+        raise ValueError(f"{path} does not name its data set; pass --dataset NAME (and --data DIR)")
+    try:
+        found = data.load(name, root=config.data, image_size=info.data.get("size"))
+    except ValueError as error:
+        raise ValueError(f"benchmarks run on real images, but {error}; or pass another --dataset") from None
+    channels = info.data.get("channels") or found.test.images.shape[1]
+    if found.test.images.shape[1] != channels:
+        raise ValueError(
+            f"{path} takes {channels} channels, {name} has {found.test.images.shape[1]}; pass another --dataset"
+        )
+    count = min(ACCURACY_IMAGES, len(found.test))
+    # a batch larger than the test split sees its first images again
+    index = torch.arange(max(count, CHECKED_IMAGES, *config.batch)) % len(found.test)
+    mean, std = tuple(info.data.get("mean") or found.mean), tuple(info.data.get("std") or found.std)
+    return data.normalise(found.test.images[index], mean, std), found.test.labels[:count]
+
+
+def _float_model(path: str | Path, info: checkpoint.Info, config: BenchConfig) -> tuple[nn.Module, str]:
+    if config.float_file is None:
+        return dequantized(path, info), "float (dequantized)"
+    model = _build(path, info)
+    load_into(model, weights_from(config.float_file), where=config.float_file)
+    return model, "float"
+
+
+def _build(path: str | Path, info: checkpoint.Info) -> nn.Module:
+    if info.model is None:
+        raise ValueError(f"{path} names no model that tq can build, so there is no float network to compare with")
+    return build(info.model["name"], **info.model["args"])
+
+
+def _compiled(model: nn.Module, *, freeze: bool) -> Callable[[Tensor], Tensor]:
+    """The model through torch.compile, one static graph for each batch size."""
+
+    # a function of its own, because dynamo keeps (and limits) graphs by code object
+    def forward(x: Tensor) -> Tensor:
+        logits: Tensor = model(x)
+        return logits
+
+    run: Callable[[Tensor], Tensor] = torch.compile(forward, fullgraph=True, dynamic=False)
+    traced: set[torch.Size] = set()
+
+    def call(x: Tensor) -> Tensor:
+        if x.shape in traced:
+            return run(x)
+        # read while tracing, where the options of torch.compile do not reach
+        with inductor.patch(freezing=freeze):
+            logits = run(x)
+        traced.add(x.shape)
+        return logits
+
+    return call
+
+
+def _check(
+    contenders: list[Contender], reference: nn.Module, packed: nn.Module, images: Tensor, size: int
+) -> list[_Row]:
+    """Every contender's logits at this batch size, against the reference model's or its eager form's."""
+    images = images[: max(size, CHECKED_IMAGES) // size * size]
+    exact = all(isinstance(m, PackedLayer) and m.integer for m in packed.modules() if _has_own_floats(m))
+    rows, eager = [], torch.empty(0)
+    for contender in contenders:
+        row = _Row(contender, error=contender.problem)
+        rows.append(row)
+        if row.error:
+            continue
+        try:
+            logits = _logits(contender.call, images, size)
+        except Exception as error:  # a compiler fails in many ways
+            contender.problem = row.error = _reason(error)
+            continue
+        if contender.name == "packed eager":
+            row.checked, row.error = _compare(logits, _logits(reference, images, size), "reference", exact=True)
+        elif "eager" not in contender.name:
+            row.checked, row.error = _compare(logits, eager, "eager", exact=exact and "packed" in contender.name)
+        elif not bool(logits.isfinite().all()):
+            row.error = "wrong: logits are not finite"
+        else:
+            row.checked = "finite"
+        eager = logits if "eager" in contender.name else eager
+    return rows
+
+
+def _compare(logits: Tensor, expected: Tensor, whose: str, *, exact: bool) -> tuple[str, str]:
+    """(what was found, "") or ("", what is wrong)."""
+    if torch.equal(logits, expected):
+        return f"equals {whose} bit for bit", ""
+    largest = largest_difference(logits, expected)
+    off = ((logits - expected).abs() > FLOAT_TOLERANCE * expected.abs().max()).any(1) | ~logits.isfinite().all(1)
+    found = f"differs from {whose} by at most {largest:.2g}"
+    if exact:
+        return "", f"wrong: {found}, must be equal"
+    if float(off.float().mean()) > FLIPPED_IMAGES:
+        return "", f"wrong: {found} ({int(off.sum())} of {len(off)} images beyond tolerance)"
+    return found + (f" ({int(off.sum())} of {len(off)} images beyond {FLOAT_TOLERANCE:g})" if off.any() else ""), ""
+
+
+def _logits(call: Callable[[Tensor], Tensor], images: Tensor, size: int) -> Tensor:
+    return torch.cat([call(part).float() for part in images.split(size)])
+
+
+def _accuracy(contender: Contender, images: Tensor, labels: Tensor, size: int) -> float:
+    """Top-1 in percent. Whole batches only: a compiled network has a graph for just these."""
+    correct = 0
+    for start in range(0, len(labels), size):
+        index = torch.arange(start, start + size, device=images.device) % len(images)
+        found = contender.call(channels_last(images[index])).argmax(1).cpu()
+        truth = labels[start : start + size]
+        correct += int((found[: len(truth)] == truth).sum())
+    return 100.0 * correct / len(labels)
+
+
+def _time(rows: list[_Row], x: Tensor, seconds: float) -> None:
+    """Calls of every contender in turns of at least TURN_S, until each has had `seconds`."""
+    x = channels_last(x)
+    for row in rows:
+        for _ in range(WARM_CALLS):
+            _seconds(row.contender.call, x)
+    while any(sum(row.seconds) < seconds or len(row.seconds) < MIN_CALLS for row in rows):
+        for row in rows:
+            turn = 0.0
+            while turn < TURN_S:
+                row.seconds.append(_seconds(row.contender.call, x))
+                turn += row.seconds[-1]
+
+
+def _seconds(call: Callable[[Tensor], Tensor], x: Tensor) -> float:
+    start = time.perf_counter()
+    call(x)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - start
+
+
+def _results(rows: list[_Row], size: int) -> list[dict[str, Any]]:
+    medians = {row.contender.name: statistics.median(row.seconds) for row in rows if row.seconds}
+    baseline = next((m for name, m in medians.items() if name.startswith("float") and name.endswith("compiled")), None)
+    results = []
+    for row in rows:
+        median = medians.get(row.contender.name)
+        times = torch.tensor(row.seconds or [math.nan], dtype=torch.float64)
+        low, high, p90 = (float(q) for q in times.quantile(torch.tensor([0.25, 0.75, 0.9], dtype=torch.float64)))
+        results.append(
+            {
+                "contender": row.contender.name,
+                "batch": size,
+                "images_per_s": size / median if median else None,
+                "latency_ms": 1e3 * median if median else None,
+                "p90_ms": 1e3 * p90 if median else None,
+                "spread": (high - low) / median if median else None,
+                "calls": len(row.seconds),
+                "accuracy": None if row.error else row.contender.accuracy,
+                "speedup": baseline / median if median and baseline else None,
+                "checked": row.checked,
+                "error": row.error,
+            }
+        )
+    return results
+
+
+def _has_own_floats(module: nn.Module) -> bool:
+    """Whether a module computes in float with numbers of its own."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return any(tensor.is_floating_point() for tensor in own)
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("compiler found" in line or "InvalidCxxCompiler" in line for line in [*lines, type(error).__name__]):
+        return "not run: torch.compile found no working C++ compiler; install g++ or clang"
+    return f"not run: {type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
