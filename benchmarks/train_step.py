@@ -96,7 +96,7 @@ def measure(flags: argparse.Namespace) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "steps": flags.steps,
         "goal": GOAL,
-        "rows": [_row(name, times, checked[name], errors.get(name, "")) for name in checked],
+        "rows": [_row(name, times, flags.batch_size, checked[name], errors.get(name, "")) for name in checked],
     }
 
 
@@ -136,7 +136,7 @@ def _seconds(step: TrainStep, x: Tensor, y: Tensor) -> float:
     return time.perf_counter() - begin
 
 
-def _row(name: str, times: dict[str, list[float]], checked: str, error: str) -> dict[str, Any]:
+def _row(name: str, times: dict[str, list[float]], batch_size: int, checked: str, error: str) -> dict[str, Any]:
     """Times in ms; spread is the interquartile range over the median."""
     if error or "float" not in times:
         return {"contender": name, "checked": checked, "error": error or "not timed: the float baseline is wrong"}
@@ -149,6 +149,7 @@ def _row(name: str, times: dict[str, list[float]], checked: str, error: str) -> 
         "contender": name,
         "ms": 1e3 * median,
         "min_ms": 1e3 * min(own),
+        "images_per_s": batch_size / median,
         "spread": (high - low) / median,
         "ratio": median / statistics.median(base),
         "ratio_iqr": [ratio_low, ratio_high],

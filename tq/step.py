@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -36,8 +37,8 @@ class TrainStep:
         self.forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = forward
         self.update = _update(optimizer)
         if compile:
-            self.forward = torch.compile(forward, fullgraph=True, dynamic=False)
-            self.update = torch.compile(self.update, fullgraph=True, dynamic=False)
+            self.forward = torch.compile(_own_code(forward), fullgraph=True, dynamic=False)
+            self.update = torch.compile(_own_code(self.update), fullgraph=True, dynamic=False)
 
     def __call__(self, x: Tensor, y: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         """x [B, C, H, W] float32 normalised, y [B] int64."""
@@ -57,6 +58,16 @@ def _forward(model: nn.Module, amp: bool, device_type: str) -> Callable[[Tensor,
         return F.cross_entropy(logits, y), (logits.argmax(1) == y).sum()
 
     return forward
+
+
+def _own_code(function: Any) -> Any:
+    """The same function with a code object of its own.
+
+    Dynamo keeps its graphs by code object and gives up after eight, so that the fifth network that one process trains
+    would fail: every optimizer takes two graphs, one for the step that makes its momentum buffers.
+    """
+    code = function.__code__.replace()
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
 
 def _update(optimizer: Optimizer) -> Callable[[], None]:
