@@ -107,8 +107,9 @@ class LearnedWeight(nn.Module):
 def _recomputed(forward: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
     """forward(x), whose masks a compiled backward derives from x again instead of reading them from memory.
 
-    Left to itself the compiler keeps one-byte masks where nothing else needs x; on a CPU, Inductor writes and reads
-    such bytes element by element, which made a training step of Clip and PACT twice as slow. The numbers are the same.
+    Left to itself the compiler keeps one-byte masks where nothing else needs x; on a CPU, Inductor's loops that store
+    or load them are many times slower, which made a training step of Clip and PACT twice as slow. The formulas are the
+    same; under autocast other intermediate values may be rounded to bfloat16.
     """
     if not torch.compiler.is_compiling():
         return forward(x)
