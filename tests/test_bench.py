@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from tq import bench as bench_module
 from tq import checkpoint, data
 from tq.attach import attach, to_channels_last
-from tq.bench import bench, dequantized, table
+from tq.bench import bench, table
 from tq.config import BenchConfig
+from tq.dequantize import dequantized
+from tq.file_format import Info
 from tq.layers import channels_last
 from tq.models import build
 from tq.ptq.calibrate import calibrate
@@ -41,7 +43,7 @@ def packed_file(tmp_path: Path) -> Callable[..., Path]:
         images = data.normalise(digits.train.images[:64], digits.mean, digits.std)
         calibrate(model, [channels_last(images)], batch_statistics=True)
         described = {"name": name, "size": 12, "channels": 1, "mean": list(digits.mean), "std": list(digits.std)}
-        info = checkpoint.Info({"name": "cnn", "args": ARGS}, described, digits.classes)
+        info = Info({"name": "cnn", "args": ARGS}, described, digits.classes)
         checkpoint.save(model, tmp_path / "m.safetensors", info)
         return tmp_path / "m.safetensors"
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from tq import checkpoint, models
 from tq.attach import attach
-from tq.checkpoint import Info, inspect, load, predict_bytes, read_info, save
+from tq.checkpoint import inspect, load, predict_bytes, read_info, save
 from tq.convert import convert
+from tq.file_format import Info
 from tq.ptq.calibrate import calibrate
 
 Make = Callable[..., nn.Module]

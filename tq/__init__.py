@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tq.attach import attach as attach
     from tq.attach import coverage as coverage
-    from tq.checkpoint import Info as Info
     from tq.checkpoint import inspect as inspect
     from tq.checkpoint import load as load
     from tq.checkpoint import save as save
     from tq.convert import convert as convert
+    from tq.file_format import Info as Info
     from tq.ptq.quantize import quantize as quantize
     from tq.scheme import Scheme as Scheme
 
@@ -32,7 +32,7 @@ _HOME = {
     "save": "tq.checkpoint",
     "load": "tq.checkpoint",
     "inspect": "tq.checkpoint",
-    "Info": "tq.checkpoint",
+    "Info": "tq.file_format",
     "quantize": "tq.ptq.quantize",
     "Scheme": "tq.scheme",
 }

@@ -27,14 +27,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from tq import checkpoint, data
-from tq.attach import sites, to_channels_last
+from tq.attach import to_channels_last
 from tq.config import BenchConfig
+from tq.dequantize import build_float, dequantized
 from tq.evaluate import largest_difference
+from tq.file_format import Info
 from tq.layers import channels_last
-from tq.models import build, load_into, weights_from
-from tq.packed import PackedLayer, packed_layers
+from tq.models import load_into, weights_from
+from tq.packed import PackedLayer
 from tq.train import pick_device
-from triton_kernels.layout import unpack_weight
 
 ACCURACY_IMAGES = 1000
 """accuracy is measured on the first so many test images"""
@@ -114,39 +115,6 @@ def bench(path: str | Path, config: BenchConfig, *, notify: Notify) -> dict[str,
     }
 
 
-def dequantized(path: str | Path, info: checkpoint.Info) -> nn.Module:
-    """The float network of a file's architecture with the packed weights written out in float32, to compare speeds.
-
-    A folded batch normalization is there again, undoing nothing. Inputs are not quantized, so its logits are those of
-    neither network. Raises ValueError for a network that only its owner can build.
-    """
-    packed, model = checkpoint.load(path), _build(path, info)
-    own = model.state_dict()
-    kept = {name: tensor for name, tensor in packed.state_dict().items() if name in own}
-    model.load_state_dict(kept, strict=False)
-    norms = {site.name: site.bn for site in sites(model)}
-    for name, layer in packed_layers(packed).items():
-        target, form, norm_name = model.get_submodule(name), layer.format, norms[name]
-        assert isinstance(target, nn.Conv2d | nn.Linear)
-        codes = layer.weight_packed
-        if form.weight_bits < 16:
-            codes = unpack_weight(codes, form.weight_bits, form.shape).float()
-        weight, bias = codes * layer.weight_scale.view(-1, *[1] * (codes.ndim - 1)), layer.bias
-        with torch.no_grad():
-            target.weight.copy_(weight)
-            if norm_name and f"{norm_name}.running_mean" not in kept:
-                norm = model.get_submodule(norm_name)
-                assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-                assert norm.running_var is not None
-                # gamma is 1 and the mean 0 in a fresh one
-                norm.running_var.fill_(1 - norm.eps)
-                norm.bias.copy_(bias)
-                bias = torch.zeros_like(bias)
-            if target.bias is not None:
-                target.bias.copy_(bias)
-    return model
-
-
 def table(result: dict[str, Any]) -> Table:
     """The rows for a terminal."""
     caption = (
@@ -170,7 +138,7 @@ def table(result: dict[str, Any]) -> Table:
     return shown
 
 
-def _images(info: checkpoint.Info, config: BenchConfig, path: str | Path) -> tuple[Tensor, Tensor]:
+def _images(info: Info, config: BenchConfig, path: str | Path) -> tuple[Tensor, Tensor]:
     """Normalised test images, as many as accuracy or the largest batch needs, and the classes of the former."""
     name = config.dataset or info.data.get("name")
     if not name:
@@ -191,18 +159,12 @@ def _images(info: checkpoint.Info, config: BenchConfig, path: str | Path) -> tup
     return data.normalise(found.test.images[index], mean, std), found.test.labels[:count]
 
 
-def _float_model(path: str | Path, info: checkpoint.Info, config: BenchConfig) -> tuple[nn.Module, str]:
+def _float_model(path: str | Path, info: Info, config: BenchConfig) -> tuple[nn.Module, str]:
     if config.float_file is None:
         return dequantized(path, info), "float (dequantized)"
-    model = _build(path, info)
+    model = build_float(path, info)
     load_into(model, weights_from(config.float_file), where=config.float_file)
     return model, "float"
-
-
-def _build(path: str | Path, info: checkpoint.Info) -> nn.Module:
-    if info.model is None:
-        raise ValueError(f"{path} names no model that tq can build, so there is no float network to compare with")
-    return build(info.model["name"], **info.model["args"])
 
 
 def _compiled(model: nn.Module, *, freeze: bool) -> Callable[[Tensor], Tensor]:

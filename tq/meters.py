@@ -27,7 +27,7 @@ class StepMeter:
 
     def __init__(self, device: torch.device) -> None:
         self.cuda = device.type == "cuda"
-        self.pending: tuple[Tensor, torch.cuda.Event, int, float] | None = None
+        self.pending: tuple[Tensor, torch.cuda.Event, float] | None = None
         self._reset()
 
     def add(
@@ -48,14 +48,14 @@ class StepMeter:
         self._reset()
         if not self.cuda:
             return _fields(values, images_per_s)
-        ready = self.pending
+        earlier = self.pending
         event = torch.cuda.Event()
         host = values.to("cpu", non_blocking=True)
         event.record()
-        self.pending = (host, event, 0, images_per_s)
-        if ready is None or not ready[1].query():
+        self.pending = (host, event, images_per_s)
+        if earlier is None or not earlier[1].query():
             return None
-        return _fields(ready[0], ready[3])
+        return _fields(earlier[0], earlier[2])
 
     def _reset(self) -> None:
         self.loss = self.correct = 0.0

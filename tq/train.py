@@ -22,9 +22,10 @@ from torch import nn
 from tq import data as datasets
 from tq import events
 from tq.attach import attach, coverage, to_channels_last
-from tq.checkpoint import Info, predict_bytes
+from tq.checkpoint import predict_bytes
 from tq.config import TrainConfig, to_dict
 from tq.evaluate import Evaluation, evaluate
+from tq.file_format import Info
 from tq.layers import channels_last
 from tq.meters import StepMeter, system_load
 from tq.models import build, load_into, weights_from

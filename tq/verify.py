@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from tq import checkpoint
-from tq.checkpoint import Info
 from tq.evaluate import Evaluation, evaluate, largest_difference
+from tq.file_format import Info
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 

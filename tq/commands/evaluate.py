@@ -12,10 +12,11 @@ from torch import nn
 
 from tq import checkpoint, runs
 from tq import data as datasets
-from tq.checkpoint import Info
 from tq.cli import Eval, Inspect, Predict
 from tq.commands.output import show, size
 from tq.evaluate import evaluate
+from tq.file_format import Info
+from tq.imagefolder import read_image
 from tq.layers import channels_last
 from tq.models import build
 from tq.train import pick_device
@@ -54,7 +55,7 @@ def predict(flags: Predict, argv: list[str]) -> None:
     _needs_data(info, path)
     rows = []
     for image in flags.images:
-        pixels = datasets.read_image(image, channels=info.data["channels"], size=info.data["size"])
+        pixels = read_image(image, channels=info.data["channels"], size=info.data["size"])
         x = datasets.normalise(pixels[None].to(device), info.data["mean"], info.data["std"])
         with torch.inference_mode():
             shares = model(channels_last(x)).softmax(1)[0]

@@ -13,12 +13,13 @@ from torch import Tensor
 from tq import checkpoint
 from tq import data as datasets
 from tq.attach import coverage, quant_layers, to_channels_last
-from tq.checkpoint import Info, predict_bytes
+from tq.checkpoint import predict_bytes
 from tq.cli import Quantize
 from tq.commands.evaluate import file_of
 from tq.commands.output import print_result, size, stderr
 from tq.config import QuantizeConfig
 from tq.evaluate import evaluate
+from tq.file_format import Info
 from tq.layers import EXACT_FLOAT32, channels_last
 from tq.models import build, load_into, weights_from
 from tq.ptq.quantize import quantize as quantize_model

@@ -1,0 +1,180 @@
+"""Pictures on disk become square uint8 tensors: a folder of classes as two splits, or one file by itself.
+
+`load` decodes ROOT/train/<class>/* and ROOT/test (or val) once, on all cores, into memory, after it has checked that
+both have the same classes and that the pixels will fit. `read_image` gives one picture just as `load` would give it,
+so a prediction sees what training saw. A bad folder or file is a ValueError of one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+Pair = tuple[Tensor, Tensor]
+"""images uint8 [N,C,H,W] and labels int64 [N]"""
+
+
+def load(root: Path, image_size: int | None) -> tuple[Pair, Pair, tuple[str, ...]]:
+    """ROOT/train/<class>/* and ROOT/test or ROOT/val, decoded once: the two splits and the names of the classes.
+
+    Images have one channel if a sample is all gray, else three (RGB). image_size None takes the shorter side of the
+    first. Raises ValueError with one sentence when a folder or file is missing or damaged, or memory does not suffice.
+    """
+    test_dir = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
+    for folder in (root / "train", test_dir):
+        if not folder.is_dir():
+            raise ValueError(
+                f"imagefolder {root} must hold train/<class>/* and test/<class>/* (or val), but {folder} does not exist"
+            )
+    train, test = _scan(root / "train"), _scan(test_dir)
+    if odd := sorted(train.keys() ^ test.keys()):
+        there, absent = ("train", test_dir.name) if odd[0] in train else (test_dir.name, "train")
+        raise ValueError(
+            f"{root}/{there} has a class folder {odd[0]!r} that {root}/{absent} lacks; both need the same classes"
+        )
+    paths = [path for files in train.values() for path in files]
+    sample = [_probe(path) for path in paths[:: -(-len(paths) // 64)]]
+    mode = "L" if all(gray for gray, _ in sample) else "RGB"
+    size = image_size or sample[0][1]
+    count = len(paths) + sum(map(len, test.values()))
+    need, free = count * (1 if mode == "L" else 3) * size * size, _available_bytes()
+    if free is not None and need > 0.9 * free:
+        raise ValueError(
+            f"{count:,} images of {size}x{size} need {need / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free;"
+            " lower --image-size"
+        )
+    with _progress(count) as progress:
+        task = progress.add_task(f"decoding {count:,} images ({need / 2**20:,.0f} MiB)", total=count)
+        splits = [_decode_all(folder, mode, size, lambda n: progress.advance(task, n)) for folder in (train, test)]
+    return splits[0], splits[1], tuple(train)
+
+
+def read_image(path: str | Path, *, channels: int, size: int | None) -> Tensor:
+    """One image file as uint8 [C,size,size]: shorter side resized, centre cropped; size None keeps the shorter side.
+
+    channels is 1 (gray) or 3 (RGB). Raises ValueError naming a file that is missing or cannot be decoded.
+    """
+    if channels not in (1, 3):
+        raise ValueError(f"images are read with 1 or 3 channels, got {channels}")
+    return torch.from_numpy(_decode(path, "L" if channels == 1 else "RGB", size))
+
+
+def _decode(path: str | Path, mode: str, size: int | None) -> np.ndarray:
+    """uint8 [C,size,size]"""
+    # Pillow's decoders raise many types for damaged files; all mean the same to the user.
+    try:
+        with Image.open(path) as image:
+            return _square(image, mode, size)
+    except FileNotFoundError:
+        raise ValueError(f"image {path} does not exist") from None
+    except Exception as error:
+        reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+        raise ValueError(f"image {path} cannot be read: {reason}") from error
+
+
+def _square(image: Image.Image, mode: str, size: int | None) -> np.ndarray:
+    size = size or min(image.size)
+    shrink = size / min(image.size)
+    # A JPEG decodes directly at 1/2, 1/4 or 1/8, never below what is asked for: several times faster. Its true extent
+    # is then a fraction of a pixel less than its size.
+    wanted = (math.ceil(image.width * shrink), math.ceil(image.height * shrink))
+    drafted = image.draft(None, wanted) if shrink < 1 else None
+    width, height = drafted[1][2:] if drafted else image.size
+    before = image.size
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.size != before:
+        width, height = height, width
+    picture: Image.Image = image
+    if picture.mode.startswith("I"):
+        # 16 bits a pixel, which convert() alone would clip at 255.
+        picture = picture.convert("I").point(lambda v: v * (1 / 256))
+    if picture.mode != mode:
+        picture = picture.convert(mode)
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    if side != size:
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    elif picture.size != (size, size):
+        picture = picture.crop((int(left), int(top), int(left) + size, int(top) + size))
+    return np.array(picture, dtype=np.uint8).reshape(size, size, -1).transpose(2, 0, 1).copy()
+
+
+def _scan(folder: Path) -> dict[str, list[str]]:
+    """Class name -> its image files, both sorted; other files are passed over, sub-folders are searched."""
+    found: dict[str, list[str]] = {}
+    for name in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")):
+        walk = os.walk(folder / name, followlinks=True)
+        files = sorted(
+            os.path.join(at, f) for at, _, names in walk for f in names if f.lower().endswith(IMAGE_SUFFIXES)
+        )
+        if not files:
+            raise ValueError(f"class folder {folder / name} holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        found[name] = files
+    if not found:
+        raise ValueError(f"{folder} holds no class folders; expected {folder}/<class>/*.jpg or another image format")
+    return found
+
+
+def _probe(path: str) -> tuple[bool, int]:
+    """(gray, shorter side) from the header alone."""
+    try:
+        with Image.open(path) as image:
+            return image.mode in ("1", "L", "LA") or image.mode.startswith("I"), min(image.size)
+    except Exception as error:
+        raise ValueError(f"image {path} cannot be read: {error}") from error
+
+
+def _decode_all(folder: dict[str, list[str]], mode: str, size: int, advance: Callable[[int], None]) -> Pair:
+    paths = [path for files in folder.values() for path in files]
+    labels = torch.tensor([label for label, files in enumerate(folder.values()) for _ in files])
+    images = np.empty((len(paths), 1 if mode == "L" else 3, size, size), dtype=np.uint8)
+
+    def work(begin: int) -> None:
+        chunk = paths[begin : begin + 64]
+        for i, path in enumerate(chunk, begin):
+            images[i] = _decode(path, mode, size)
+        advance(len(chunk))
+
+    with ThreadPoolExecutor(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    ) as pool:
+        jobs = [pool.submit(work, begin) for begin in range(0, len(paths), 64)]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            # One bad file, or Ctrl-C, must not wait for the rest of a long decode.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return torch.from_numpy(images), labels
+
+
+def _progress(count: int) -> Any:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=count < 5000 or not console.is_terminal)
+
+
+def _available_bytes() -> int | None:
+    """Memory that may still be used, by the machine's and the container's (cgroup v2) account; None when unknown."""
+    limits = []
+    try:
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        limits.append(1024 * int(text.split("MemAvailable:")[1].split()[0]))
+        group = Path("/sys/fs/cgroup")
+        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError, IndexError):
+        pass
+    return min(limits, default=None)
