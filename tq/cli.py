@@ -187,11 +187,12 @@ class Runs(Output):
 class Plot(Output):
     """Loss, accuracy and accuracy against size of runs, as PNG or SVG.
 
-    $ tq plot last --out curve.png
+    $ tq plot --out accuracy-against-size.png
+    $ tq plot last --out curve.svg
     """
 
-    names: Positional[tuple[str, ...]]
-    """runs: id, path, a piece of the id, or "last\""""
+    names: Positional[tuple[str, ...]] = ()
+    """runs: id, path, a piece of the id, or "last"; default: all"""
     runs: Path = Path("runs")
     """directory of the runs"""
 

@@ -7,6 +7,7 @@ is bit for bit the uninterrupted one.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import socket
@@ -113,6 +114,7 @@ class Trainer:
             metrics={"acc": {"goal": "max", "unit": "%"}, "loss": {"goal": "min", "unit": "nat"}},
             resumed_from=self.at.step if saved is not None else None,
         )
+        self._announce_size()
 
     def run(self) -> nn.Module:
         """Train through every stage; returns the network in training form."""
@@ -142,10 +144,25 @@ class Trainer:
         return Info({"name": self.config.model, "args": args}, described, data.classes, metrics)
 
     def _announce_size(self) -> None:
-        """The packed size follows from the layers alone, so it is known before the first step."""
-        packed = predict_bytes(self.model, self.info())
-        layers = {line.name: line.weight_bits for line in coverage(self.model)}
+        """The packed size follows from the layers alone: known, and every setting tried, before the first step."""
+        scheme = self.stages[-1].scheme
+        final = self.model if scheme.is_float else self._attach(copy.deepcopy(self.model), scheme)
+        layers = {line.name: line.weight_bits for line in coverage(final)}
+        packed = predict_bytes(final, self.info())
         self.log.emit("size", float_bytes=self.float_bytes, packed_bytes=packed, layers=layers)
+
+    def _attach(self, model: nn.Module, scheme: Scheme) -> nn.Module:
+        config = self.config
+        return attach(
+            model,
+            scheme,
+            first_last=config.first_last,
+            override=config.override,
+            stage_act_bits=config.stage_act_bits,
+            act_quantizer=config.act_quantizer,
+            weight_quantizer=config.weight_quantizer,
+            granularity=config.granularity,
+        )
 
     def _enter(self, number: int) -> None:
         """Bring model, optimizer and step into the form of a stage, fresh or from the checkpoint."""
@@ -154,21 +171,11 @@ class Trainer:
             self.at = Position(stage=number, step=self.at.step, float_accuracy=self.at.float_accuracy)
         if not stage.scheme.is_float:
             fresh_from_scratch = number == 0 and config.init is None
-            attach(
-                self.model,
-                stage.scheme,
-                first_last=config.first_last,
-                override=config.override,
-                stage_act_bits=config.stage_act_bits,
-                act_quantizer=config.act_quantizer,
-                weight_quantizer=config.weight_quantizer,
-                granularity=config.granularity,
-            )
+            self._attach(self.model, stage.scheme)
             if self.saved is None:
                 if number == 0 and config.init is not None:
                     self.at.float_accuracy = self._initial_accuracy()
                 self._calibrate(batch_statistics=fresh_from_scratch)
-        self._announce_size()
         self.optimizer = make_optimizer(self.model, config)
         if self.saved is not None:
             self.model.load_state_dict(self.saved["model"])

@@ -44,10 +44,11 @@ def plot(flags: Plot, argv: list[str]) -> None:
     """Draw curves into a picture."""
     from tq.plot import plot as draw
 
-    if not flags.names:
-        raise ValueError("tq plot needs a run: an id, a piece of it, or 'last'")
     out = flags.out or Path("runs.png")
-    draw([store.find(flags.runs, name) for name in flags.names], out)
+    chosen = [store.find(flags.runs, name) for name in flags.names] or store.list_runs(flags.runs)
+    if not chosen:
+        raise ValueError(f"no runs in {flags.runs} to plot; start one: tq train")
+    draw(chosen, out)
     print_result({"file": str(out)}, flags, lambda r: f"wrote {out}")
 
 
