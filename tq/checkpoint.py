@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 import os
@@ -14,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from tq.atomic import atomic
 from tq.attach import quant_layers, sites, to_channels_last
 from tq.convert import convert
 from tq.file_format import (
@@ -65,19 +65,8 @@ def save(model: nn.Module, path: str | Path, info: Info | None = None) -> int:
     and RuntimeError if the size is not the predicted one.
     """
     blob = to_bytes(convert(model) if quant_layers(model) else model, info or Info())
-    path = Path(path)
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        with open(partial, "wb") as file:
-            file.write(blob)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}; the network is not saved") from None
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    with atomic(Path(path), otherwise="the network is not saved") as file:
+        file.write(blob)
     return len(blob)
 
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tq.atomic import atomic
 from tq.events import EventLog
 from tq.liveness import STARTING_FOR_S, busy, holder, release, take
 from tq.liveness import RunBusy as RunBusy
@@ -280,13 +281,8 @@ def _spawn(command: list[str], path: Path, wait_s: float, *, cwd: str | None = N
 
 
 def _write_json(path: Path, record: Mapping[str, Any]) -> None:
-    part = path.with_name(path.name + ".tmp")
-    with open(part, "w", encoding="utf-8") as file:
-        json.dump(record, file, indent=1, default=str)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with atomic(path) as file:
+        file.write(json.dumps(record, indent=1, default=str).encode() + b"\n")
 
 
 def _git_commit() -> str | None:

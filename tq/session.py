@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import traceback
 from pathlib import Path
@@ -70,6 +69,7 @@ def execute(config: TrainConfig, run: Run, *, resume: bool, out: Path | None = N
 
 def _finish(trainer: Any, out: Path | None) -> dict[str, Any]:
     """Pack, write, reload and compare; the files are the run's model.safetensors and, if asked for, `out`."""
+    from tq.atomic import atomic
     from tq.attach import coverage, quant_layers
     from tq.models import build
     from tq.train import model_args
@@ -82,7 +82,8 @@ def _finish(trainer: Any, out: Path | None) -> dict[str, Any]:
     path = trainer.path / "model.safetensors"
     proof = save_verified(trainer.model, path, info, trainer.test_batches, own_model=own)
     if out is not None:
-        _copy(path, out)
+        with atomic(out, otherwise=f"the network is safe in {path}") as file:
+            file.write(path.read_bytes())
     layers = {line.name: line.weight_bits for line in coverage(trainer.model)}
     log.emit("size", float_bytes=info.metrics["float_bytes"], packed_bytes=proof.bytes, layers=layers)
     exact = {n: m.accumulator_bound() for n, m in quant_layers(trainer.model).items()}
@@ -103,13 +104,3 @@ def _finish(trainer: Any, out: Path | None) -> dict[str, Any]:
         "not_quantized": [n for n, bits in layers.items() if bits == 16],
         "in_float64": [n for n, bound in exact.items() if bound >= 2**24],
     }
-
-
-def _copy(path: Path, out: Path) -> None:
-    partial = out.with_name(out.name + ".tmp")
-    try:
-        partial.write_bytes(path.read_bytes())
-        os.replace(partial, out)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write {out}: {error.strerror}; the network is safe in {path}") from None

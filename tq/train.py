@@ -22,6 +22,7 @@ from torch import nn
 
 from tq import data as datasets
 from tq import events
+from tq.atomic import atomic
 from tq.attach import attach, coverage, to_channels_last
 from tq.checkpoint import predict_bytes
 from tq.config import TrainConfig, to_dict
@@ -263,12 +264,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
         }
         target = self.path / "checkpoint.pt"
-        partial = target.with_suffix(".pt.tmp")
-        with open(partial, "wb") as file:
+        with atomic(target) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, target)
         self.log.emit("checkpoint", step=self.at.step, path=target.name, best=self.at.last >= self.at.best)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from tq.atomic import atomic
 from tq.cli import Output
 
 
@@ -24,7 +24,8 @@ def show(result: dict[str, Any], flags: Output, render: Callable[[dict[str, Any]
     """Print `result`: with --json as one object, else as `render` draws it; --out keeps the object in a file."""
     text = json.dumps(_plain(result), indent=1, ensure_ascii=False, allow_nan=False)
     if flags.out is not None:
-        write_atomic(flags.out, text + "\n")
+        with atomic(flags.out) as file:
+            file.write(f"{text}\n".encode())
     print_result(result, flags, render)
 
 
@@ -34,17 +35,6 @@ def print_result(result: dict[str, Any], flags: Output, render: Callable[[dict[s
         print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False))
     else:
         Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(render(result))
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Whole or not at all. Raises OSError with a sentence."""
-    partial = path.with_name(path.name + ".tmp")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from None
 
 
 def size(count: float) -> str:
