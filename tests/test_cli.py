@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -204,12 +205,46 @@ def test_nan_weights_are_refused(root: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_an_output_that_cannot_be_written_loses_nothing(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "no" / "such" / "dir.safetensors"
-    argv = ("train", *DIGITS, "--epochs", 1, "--runs", tmp_path / "runs", "--out", out)
-    assert "the network is safe in" in sentence_of(capsys, *argv)
+    argv = ("train", *DIGITS, "--epochs", 1, "--runs", tmp_path / "runs", "--out")
+    assert "a directory that exists" in sentence_of(capsys, *argv, tmp_path / "no" / "such.safetensors")
+    assert not (tmp_path / "runs").exists()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    replace = os.replace
+    out = tmp_path / "out.safetensors"
+    monkeypatch.setattr(os, "replace", lambda a, b: full() if Path(b) == out else replace(a, b))
+    assert "the network is safe in" in sentence_of(capsys, *argv, out)
     assert next((tmp_path / "runs").glob("*/model.safetensors")).stat().st_size > 0
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_done_run_and_the_float_file_are_not_overwritten(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is done" in sentence_of(capsys, "train", "--resume", "last", "--runs", root / "runs", *QUIET)
+    float_file = root / "float.safetensors"
+    assert "float file itself" in sentence_of(capsys, "quantize", float_file, "--out", float_file)
+
+
+def test_the_dashboard_needs_a_terminal(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--once" in sentence_of(capsys, "tui", "--runs", root / "runs")
+    assert "needs a terminal" in sentence_of(capsys, "train", *DIGITS[:-2], "--show", "dashboard")
+    assert json_of(capsys, "tui", "--once", "--json", "--runs", root / "runs")["runs"]
+
+
+def test_a_disk_that_fills_up_during_training_keeps_the_last_checkpoint(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys\nfrom tq.cli import main\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\nsys.exit(main(sys.argv[1:]))"
+    )
+    argv = ["train", *DIGITS, "--epochs", "2", "--runs", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "checkpoint.pt: File too large; the last checkpoint is kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("*/*.tmp"))
 
 
 def test_help_is_quick_and_loads_neither_torch_nor_textual() -> None:

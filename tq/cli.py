@@ -232,6 +232,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         flags = parse(argv)
+        if flags.out is not None and (flags.out.is_dir() or not flags.out.parent.is_dir()):
+            raise ValueError(f"cannot write --out {flags.out}: expected a file name in a directory that exists")
         name = next(n for n, kind in COMMANDS.items() if kind is type(flags))
         module = import_module(f"tq.commands.{_MODULES.get(name, name)}")
         return int(getattr(module, name)(flags, argv) or 0)
@@ -273,7 +275,7 @@ def _default(name: str, argv: list[str]) -> Any:
     if argv[:1] != [name] or name not in kinds:
         return tyro.MISSING_NONPROP
     files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument("--config")
+    files.add_argument("--config", nargs="?")
     path = files.parse_known_args(argv)[0].config
     if path is None:
         return tyro.MISSING_NONPROP
@@ -282,4 +284,7 @@ def _default(name: str, argv: list[str]) -> Any:
 
 
 def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(text.split()) or type(error).__name__

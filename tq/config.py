@@ -102,6 +102,8 @@ class TrainConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("float_epochs", "hysteresis", "momentum", "weight_decay", "warmup", "seed"):
             _at_least(name, getattr(self, name), 0)
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2^63, got {self.seed}")
         if self.image_size is not None:
             _at_least("image_size", self.image_size, 1)
         if bad_fractions := [m for m in self.milestones if not 0 <= m <= 1]:

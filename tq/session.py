@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import traceback
 from pathlib import Path
@@ -35,6 +36,7 @@ class StopFlag:
         if self.raised and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.raised = True
+        os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again to quit at once\n")
 
 
 def execute(config: TrainConfig, run: Run, *, resume: bool, out: Path | None = None) -> dict[str, Any]:
@@ -59,10 +61,13 @@ def execute(config: TrainConfig, run: Run, *, resume: bool, out: Path | None = N
         except KeyboardInterrupt:
             run.log.emit("end", status="stopped", error="interrupted twice; the last checkpoint stands")
             raise
-        except BaseException as error:
+        except Exception as error:
+            if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+                first = next(iter(str(error).splitlines()), type(error).__name__)
+                error = ValueError(f"torch.compile failed ({first}); it needs a C++ compiler, or pass --no-compile")
             tail = traceback.format_exc().splitlines()[-20:]
             run.log.emit("end", status="error", error=str(error) or type(error).__name__, traceback="\n".join(tail))
-            raise
+            raise error from error.__cause__
     run.log.emit("end", status="ok", summary=summary)
     return summary
 

@@ -8,6 +8,7 @@ is bit for bit the uninterrupted one.
 from __future__ import annotations
 
 import copy
+import io
 import math
 import os
 import socket
@@ -145,7 +146,7 @@ class Trainer:
         return Info({"name": self.config.model, "args": args}, described, data.classes, metrics)
 
     def _announce_size(self) -> None:
-        """The packed size follows from the layers alone: known, and every setting tried, before the first step."""
+        """The packed size follows from the layers, but for the header's metrics; every setting is tried with it."""
         scheme = self.stages[-1].scheme
         final = self.model if scheme.is_float else self._attach(copy.deepcopy(self.model), scheme)
         layers = {line.name: line.weight_bits for line in coverage(final)}
@@ -264,8 +265,11 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
         }
         target = self.path / "checkpoint.pt"
-        with atomic(target) as file:
-            torch.save(state, file)
+        # through memory: torch.save would hide a full disk behind an error of its own
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with atomic(target, otherwise="the last checkpoint is kept") as file:
+            file.write(buffer.getbuffer())
         self.log.emit("checkpoint", step=self.at.step, path=target.name, best=self.at.last >= self.at.best)
 
 
@@ -292,8 +296,11 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name} was asked for, but this torch sees no CUDA device; use --device cpu")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name} is not supported: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ValueError(f"device {name} was asked for, but this torch sees {found} CUDA devices; use --device cpu")
     return device
 
 
@@ -304,6 +311,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch.load raises many kinds for a damaged file
         reason = str(error).splitlines()[0]
         raise ValueError(f"checkpoint {path} cannot be read ({reason}); start the run anew") from None
-    if state.get("version") != 1:
-        raise ValueError(f"checkpoint {path} has version {state.get('version')!r}, this program reads 1")
+    wanted = {"version", "config", "position", "model", "optimizer"}
+    if not isinstance(state, dict) or not wanted <= state.keys() or state["version"] != 1:
+        raise ValueError(f"checkpoint {path} is not one of this program's (version 1); start the run anew")
     return state

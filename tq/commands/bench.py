@@ -10,10 +10,11 @@ from tq.commands.output import show, stderr
 from tq.config import BenchConfig
 
 
-def bench(flags: Bench, argv: list[str]) -> None:
-    """Check, then time."""
+def bench(flags: Bench, argv: list[str]) -> int:
+    """Check, then time; 1 if a contender was wrong."""
     log = stderr()
     result = run_bench(
         file_of(flags.file, flags.runs), flags.settings(BenchConfig), notify=lambda text: log.print(text, style="dim")
     )
     show(result, flags, table)
+    return int(any(row["error"] for row in result["rows"]))

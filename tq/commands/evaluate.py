@@ -24,13 +24,19 @@ from tq.train import pick_device
 
 def eval(flags: Eval, argv: list[str]) -> None:
     """Accuracy on the test split."""
+    if flags.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {flags.batch_size}")
     path = file_of(flags.target, flags.runs)
     info = checkpoint.read_info(path)
     device = pick_device(flags.device)
     model = checkpoint.load(path, model=own_model(flags.model, info), impl=flags.impl, device=device)
     data = data_of(info, flags.dataset, flags.data)
     batches = datasets.eval_batches(
-        data.test, batch_size=flags.batch_size, device=device, mean=info.data["mean"], std=info.data["std"]
+        data.test,
+        batch_size=flags.batch_size,
+        device=device,
+        mean=info.data.get("mean", data.mean),
+        std=info.data.get("std", data.std),
     )
     result = evaluate(model, batches)
     fields = {
@@ -48,8 +54,8 @@ def predict(flags: Predict, argv: list[str]) -> None:
     """Top classes of image files."""
     path = file_of(flags.file, flags.runs)
     info = checkpoint.read_info(path)
-    if not flags.images:
-        raise ValueError("tq predict needs at least one image")
+    if not flags.images or flags.top < 1:
+        raise ValueError("tq predict needs at least one image, and --top at least 1")
     device = pick_device(flags.device)
     model = checkpoint.load(path, model=own_model(flags.model, info), device=device)
     _needs_data(info, path)
@@ -98,6 +104,9 @@ def file_of(target: str, root: Path) -> Path:
     if path.is_file() or path.suffix in (".safetensors", ".pt", ".pth", ".th"):
         return path
     run = runs.find(root, target)
+    if target == "last":
+        # the newest that has a file: a run that failed at its start should not be in the way
+        run = next((r for r in runs.list_runs(root) if (r / "model.safetensors").exists()), run)
     if not (run / "model.safetensors").exists():
         raise ValueError(f"run {run.name} has no model.safetensors yet (it is {runs.status(run).word})")
     return run / "model.safetensors"

@@ -31,6 +31,11 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
     """Run the command. Raises ValueError and OSError for bad input."""
     config, log = flags.settings(QuantizeConfig), stderr()
     source = file_of(flags.file, flags.runs)
+    # a run's file is always called model.safetensors, its directory is not
+    stem = source.parent.resolve().name if source.name == "model.safetensors" else source.stem
+    out = flags.out or Path(f"{stem}-{config.scheme}.safetensors")
+    if out.resolve() == source.resolve():
+        raise ValueError(f"--out {out} is the float file itself; give another name")
     state = weights_from(source)
     info = _described(source)
     name = config.model or (info.model or {}).get("name")
@@ -73,7 +78,6 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
         override=config.override,
         granularity=config.granularity,
     )
-    out = flags.out or Path(f"{source.stem}-{config.scheme}.safetensors")
     log.print("packing, reading back, comparing ...")
     own = build(name, **model_args(data)) if ":" in name else None
     info = Info(info.model, info.data, info.classes, metrics)

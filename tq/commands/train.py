@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +23,8 @@ def train(flags: Train, argv: list[str]) -> int:
     """Run the command. Raises ValueError and OSError for bad input."""
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     dashboard = flags.show == "dashboard" or (flags.show == "auto" and interactive)
+    if dashboard and not interactive:
+        raise ValueError("the dashboard needs a terminal; use --show progress or --detach")
     if flags.detach or dashboard:
         path = _launch(flags)
         if dashboard:
@@ -48,10 +51,15 @@ def _open(flags: Train, argv: list[str]) -> tuple[TrainConfig, runs.Run]:
     if flags.resume is not None:
         if given := explicit(flags):
             raise ValueError(f"--resume goes on with the run's own settings; drop --{given[0].replace('_', '-')}")
-        path = runs.find(flags.runs, flags.resume)
-        config = from_dict(TrainConfig, runs.manifest(path).get("config", {}), where=f"{path / 'run.json'}")
-        return config, runs.reopen(path)
+        path = _resumable(flags)
+        settings = runs.manifest(path).get("config")
+        if not settings:
+            raise ValueError(f"{path / 'run.json'} is missing or damaged, so the run's settings are lost; start anew")
+        return from_dict(TrainConfig, settings, where=f"{path / 'run.json'}"), runs.reopen(path)
+    # absolute, so that the run can be resumed from anywhere
     config = flags.settings(TrainConfig)
+    places = {n: str(Path(p).resolve()) for n in ("data", "init") if (p := getattr(config, n)) is not None}
+    config = dataclasses.replace(config, **places)
     run = runs.create(
         flags.runs,
         name=_name(config),
@@ -66,9 +74,18 @@ def _open(flags: Train, argv: list[str]) -> tuple[TrainConfig, runs.Run]:
     return config, run
 
 
+def _resumable(flags: Train) -> Path:
+    path = runs.find(flags.runs, flags.resume or "")
+    if runs.status(path).state == "done":
+        raise ValueError(f"run {path.name} is done; start a new one from its weights with --init")
+    return path
+
+
 def _launch(flags: Train) -> Path:
     if flags.resume is not None:
-        return runs.resume(runs.find(flags.runs, flags.resume))
+        if flags.out is not None:
+            raise ValueError("--out does not go with a detached --resume; the file will be in the run's directory")
+        return runs.resume(_resumable(flags))
     config = flags.settings(TrainConfig)
     argv = ["train", "--show", "progress"]
     default = to_dict(TrainConfig())
