@@ -58,7 +58,9 @@ def _open(flags: Train, argv: list[str]) -> tuple[TrainConfig, runs.Run]:
         return from_dict(TrainConfig, settings, where=f"{path / 'run.json'}"), runs.reopen(path)
     # absolute, so that the run can be resumed from anywhere
     config = flags.settings(TrainConfig)
-    places = {n: str(Path(p).resolve()) for n in ("data", "init") if (p := getattr(config, n)) is not None}
+    places: dict[str, Any] = {
+        n: str(Path(p).resolve()) for n in ("data", "init") if (p := getattr(config, n)) is not None
+    }
     config = dataclasses.replace(config, **places)
     run = runs.create(
         flags.runs,
