@@ -31,9 +31,17 @@ class Chart(PlotextPlot):
         super().__init__(id=id)
         self._heading = title
         self._drawn: object = None
+        self._asked: tuple[Sequence[Curve], float, tuple[float, float] | None] | None = None
+
+    def on_resize(self) -> None:
+        """The ticks depend on the size: draw again what was asked for, not only at the next snapshot."""
+        if self._asked is not None:
+            curves, x_max, y_range = self._asked
+            self.draw(curves, x_max=x_max, y_range=y_range)
 
     def draw(self, curves: Sequence[Curve], *, x_max: float, y_range: tuple[float, float] | None = None) -> None:
         """Draw `curves` from x = 0 to `x_max` (or as far as they go). Nothing happens when nothing has changed."""
+        self._asked = curves, x_max, y_range
         width, height = self.content_size
         key = (tuple(curves), x_max, width, height, self.app.theme)
         if key == self._drawn or width < 12 or height < 4:
