@@ -13,7 +13,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -138,12 +138,7 @@ class Trainer:
 
     def info(self, **metrics: Any) -> Info:
         """What the run's file says about itself."""
-        data, args = self.data, model_args(self.data)
-        described = {
-            "name": data.name, "size": args["image_size"], "channels": args["in_channels"],
-            "mean": list(data.mean), "std": list(data.std),
-        }  # fmt: skip
-        return Info({"name": self.config.model, "args": args}, described, data.classes, metrics)
+        return describe(self.config.model, self.data, self.data.mean, self.data.std, metrics)
 
     def _announce_size(self) -> None:
         """The packed size follows from the layers, but for the header's metrics; every setting is tried with it."""
@@ -286,6 +281,15 @@ def model_args(data: datasets.DataSet) -> dict[str, int]:
     """The arguments that every model builder takes, from the data."""
     channels, size = data.train.images.shape[1], data.train.images.shape[2]
     return {"num_classes": len(data.classes), "in_channels": channels, "image_size": size}
+
+
+def describe(
+    model: str, data: datasets.DataSet, mean: Sequence[float], std: Sequence[float], metrics: dict[str, Any]
+) -> Info:
+    """What a file says about itself: builder, how its images are prepared, class names, figures."""
+    args = model_args(data)
+    images = {"name": data.name, "size": args["image_size"], "channels": args["in_channels"]}
+    return Info({"name": model, "args": args}, {**images, "mean": list(mean), "std": list(std)}, data.classes, metrics)
 
 
 def pick_device(name: str) -> torch.device:

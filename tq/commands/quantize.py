@@ -23,7 +23,7 @@ from tq.file_format import Info
 from tq.layers import EXACT_FLOAT32, channels_last
 from tq.models import build, load_into, weights_from
 from tq.ptq.quantize import quantize as quantize_model
-from tq.train import model_args, pick_device
+from tq.train import describe, model_args, pick_device
 from tq.verify import save_verified
 
 
@@ -60,11 +60,7 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
 
     log.print(f"float accuracy on {len(data.test):,} test images ...")
     float_result = evaluate(model, test())
-    described = {
-        "name": data.name, "size": data.train.images.shape[2], "channels": data.train.images.shape[1],
-        "mean": list(mean), "std": list(std),
-    }  # fmt: skip
-    info = Info({"name": name, "args": model_args(data)}, described, data.classes)
+    info = describe(name, data, mean, std, {})
     metrics = {"float_accuracy": round(float_result.accuracy, 4), "float_bytes": predict_bytes(model, info)}
     log.print(f"calibrating {config.scheme} on {min(config.calib, len(data.train)):,} images ...")
     quantize_model(
@@ -80,7 +76,7 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
     )
     log.print("packing, reading back, comparing ...")
     own = build(name, **model_args(data)) if ":" in name else None
-    info = Info(info.model, info.data, info.classes, metrics)
+    info = describe(name, data, mean, std, metrics)
     proof = save_verified(model, out, info, test, tolerance=config.tolerance, own_model=own)
     bounds = {n: m.accumulator_bound() for n, m in quant_layers(model).items()}
     result = {
