@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+
+# before the first import of triton: without a GPU its interpreter runs the kernels
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 

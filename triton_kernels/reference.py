@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triton_kernels.layout import unpack_weight
+from triton_kernels.layout import unpack, unpack_weight
+from triton_kernels.spec import NO_INPUT, NO_OUTPUT, Input, Output
 
 
 def quantize_input(
@@ -107,15 +108,64 @@ def epilogue(acc: Tensor, scale: Tensor, bias: Tensor | None, *, channel_dim: in
     return y if bias is None else y + bias.view(shape)
 
 
-def finish(y: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
-    """The tail of a fused layer: add the residual (of y's shape, any floating type), then ReLU; both optional."""
-    if residual is not None:
-        if residual.shape != y.shape:
-            raise ValueError(
-                f"expected a residual {list(y.shape)}, got {list(residual.shape)}: match the layer's output"
-            )
-        y = y + residual.to(y.dtype)
-    return torch.relu(y) if relu else y
+def finish(y: Tensor, out: Output) -> Tensor:
+    """The tail of a layer: residual, ReLU, then codes or a float dtype. y: float32, the epilogue's result."""
+    if out.residual is not None:
+        r = out.residual.to(torch.float32)
+        if out.residual_scale is not None:
+            r = (r - out.residual_zero_point) * out.residual_scale
+        y = y + r
+    if out.relu:
+        y = torch.relu(y)
+    if not out.codes:
+        return y.to(out.out_dtype)
+    return codes_of(y, out.inv_scale, out.zero_point, out.qmin, out.qmax, binary=out.binary, dtype=out.out_dtype)
+
+
+def codes_of(
+    y: Tensor,
+    inv_scale: Tensor | None,
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+    *,
+    binary: bool = False,
+    dtype: torch.dtype = torch.uint8,
+) -> Tensor:
+    """Codes of a layer's output as `spec.Output` defines them, zero point and range being those of the stored dtype.
+
+    Equal to `quantize_u8` where that has its range moved to 0.. : the codes that the next layer reads.
+    """
+    if binary:
+        return torch.where(y >= 0, zero_point + 1, zero_point - 1).to(dtype)
+    q = _rounded(y, inv_scale, zero_point, qmin, qmax)
+    return torch.where(torch.eq(q, q), q, float(zero_point)).to(dtype)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric int8 codes of x [..., K] and the float32 scale of each row [..., 1], chosen from the row itself.
+
+    scale = max |row| / 127, or 1 for a row of zeros; code = clamp(round(x * (1 / scale)), -127, 127), each operation
+    rounded to nearest in float32. Rows with NaN or infinity have no meaning.
+    """
+    x = x.to(torch.float32)
+    peak = x.abs().amax(-1, keepdim=True) if x.shape[-1] else x.new_zeros((*x.shape[:-1], 1))
+    scale = torch.where(peak > 0, peak / 127, 1.0)
+    return torch.clamp(torch.round(x * scale.reciprocal()), -127, 127).to(torch.int8), scale
+
+
+def centred(x: Tensor, given: Input, k: int) -> Tensor:
+    """The centred integers that x stands for, as float32 [..., K] (packed rows) or of x's shape. Not for "float"."""
+    kind = given.kind(x.dtype)
+    if kind == "static":
+        return quantize_input(x, given.inv_scale, given.zero_point, given.qmin, given.qmax, binary=given.binary)
+    if kind == "dynamic":
+        return quantize_rows(x)[0].to(torch.float32)
+    if kind == "codes":
+        return x.to(torch.float32) - given.zero_point
+    codes = unpack(x, given.bits, k).to(torch.float32)
+    codes = (codes + 1) / 2 if given.bits == 1 else codes + (1 << (given.bits - 1))
+    return codes * 2 - 1 if given.binary else codes - given.zero_point
 
 
 def quant_conv2d(
@@ -126,31 +176,25 @@ def quant_conv2d(
     scale: Tensor,
     bias: Tensor | None = None,
     *,
-    inv_scale: Tensor | None = None,
-    zero_point: int = 0,
-    qmin: int = 0,
-    qmax: int = 255,
-    binary: bool = False,
     stride: Sequence[int] = (1, 1),
     padding: Sequence[int] = (0, 0),
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
-    residual: Tensor | None = None,
-    relu: bool = False,
+    given: Input = NO_INPUT,
+    out: Output = NO_OUTPUT,
 ) -> Tensor:
-    """A whole quantized convolution from packed weights: float [N,C,H,W] -> float32 [N,O,H',W'].
+    """A whole quantized convolution from packed weights: x [N,C,H,W] -> [N,O,H',W'].
 
-    packed: uint8 [O, row_bytes]; weight_shape: OIHW; scale, bias: float32 [O]. With `inv_scale` None the activations
-    stay float (weight-only) and scale is the weight's own; then the sum is an ordinary float32 convolution.
+    packed: uint8 [O, row_bytes]; weight_shape: OIHW; scale, bias: float32 [O]. Where the inputs are quantized, scale is
+    the product of theirs and the weights'. Floating inputs that stay so make an ordinary float32 convolution.
     """
     weight = unpack_weight(packed, bits, weight_shape)
     geometry = (tuple(stride), tuple(padding), tuple(dilation), groups)
-    if inv_scale is None and not binary:
+    if given.kind(x.dtype) == "float":
         acc = F.conv2d(x.to(torch.float32), weight.to(torch.float32), None, *geometry)
     else:
-        codes = quantize_input(x, inv_scale, zero_point, qmin, qmax, binary=binary)
-        acc = int_conv2d(codes, weight, *geometry)
-    return finish(epilogue(acc, scale, bias, channel_dim=1), residual, relu)
+        acc = int_conv2d(centred(x, given, 0), weight, *geometry)
+    return finish(epilogue(acc, scale, bias, channel_dim=1), out)
 
 
 def quant_matmul(
@@ -161,18 +205,27 @@ def quant_matmul(
     scale: Tensor,
     bias: Tensor | None = None,
     *,
-    inv_scale: Tensor | None = None,
-    zero_point: int = 0,
-    qmin: int = 0,
-    qmax: int = 255,
-    binary: bool = False,
-    residual: Tensor | None = None,
-    relu: bool = False,
+    given: Input = NO_INPUT,
+    out: Output = NO_OUTPUT,
 ) -> Tensor:
-    """A whole quantized linear layer from packed weights: float [..., K] -> float32 [..., N], as `quant_conv2d`."""
+    """A whole quantized linear layer from packed weights: x [..., K] (packed: [..., row_bytes]) -> [..., N].
+
+    scale: float32 [N], or [N, G] with one for each of G equal groups along K; then y is the float32 sum over the
+    groups, first to last, of acc_g * scale[:, g], every operation rounded. With `dynamic` inputs every acc is first
+    multiplied by its row's scale. Floating inputs that stay so are summed in float64 and rounded once for each group.
+    """
     weight = unpack_weight(packed, bits, weight_shape)
-    if inv_scale is None and not binary:
-        acc = F.linear(x.to(torch.float32), weight.to(torch.float32))
-    else:
-        acc = int_matmul(quantize_input(x, inv_scale, zero_point, qmin, qmax, binary=binary), weight)
-    return finish(epilogue(acc, scale, bias, channel_dim=-1), residual, relu)
+    kind, k = given.kind(x.dtype), weight_shape[1]
+    codes = x.double() if kind == "float" else centred(x, given, k)
+    row_scale = quantize_rows(x)[1] if kind == "dynamic" else None
+    scales = scale.unsqueeze(1) if scale.dim() == 1 else scale
+    size = k // max(scales.shape[1], 1)
+    y = None
+    for g in range(scales.shape[1]):
+        part = slice(g * size, (g + 1) * size)
+        acc = int_matmul(codes[..., part], weight[:, part])
+        acc = acc if row_scale is None else acc * row_scale
+        term = acc * scales[:, g]
+        y = term if y is None else y + term
+    assert y is not None
+    return finish(y if bias is None else y + bias, out)

@@ -1,0 +1,122 @@
+"""Make of a packed network one that keeps its activations as integers from layer to layer.
+
+`fuse` reads the network with torch.fx and collects what the kernels can do together: packed layers with the residual
+sum and the ReLU behind them, pooling, and the quantization of the next layer's input. Each connected part becomes one
+call: on a CPU a `native` plan, elsewhere a chain of `tq::quant_conv2d`. Layers that stayed float, and whatever else the
+network does, remain torch operations between the parts. Predictions do not change: every part is compared with the
+layers that it replaces, bit for bit, before it is used.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
+from torch.fx.passes.operator_support import OperatorSupportBase
+from torch.fx.passes.shape_prop import ShapeProp
+
+from tq.lower import kind, lower, supported
+from tq.models import PadShortcut
+from tq.packed import PackedLayer
+from triton_kernels import chain
+from triton_kernels.steps import Program
+
+
+class Fused(nn.Module):
+    """One part of a network as a single call on its inputs. `how` says what runs it."""
+
+    def __init__(self, program: Program, vectors: tuple[bool, ...], executor: Callable[..., list[Tensor]], how: str):
+        super().__init__()
+        self.program, self.vectors, self.executor, self.how = program, vectors, executor, how
+
+    def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
+        outputs = self.executor(inputs)
+        shaped = tuple(y.flatten(1) if flat else y for y, flat in zip(outputs, self.vectors, strict=True))
+        return shaped[0] if len(shaped) == 1 else shaped
+
+    def extra_repr(self) -> str:
+        return f"{len(self.program.steps)} steps, {self.how}"
+
+
+def fuse(model: nn.Module, example: Tensor, *, impl: str = "auto") -> nn.Module:
+    """A network with the predictions of `model` (packed, in evaluation mode), for images of the example's size.
+
+    example: float32 [N, C, H, W] on the model's device, N >= 1, like the images to come; it is run, to learn shapes and
+    to check every part. impl: "auto", "native" (CPU, needs a C++ compiler), or an implementation of
+    triton_kernels.ops for a chain of operators. The result shares the model's tensors and cannot be trained.
+    Raises ValueError: nothing is packed, or `impl` cannot be followed. A network that torch.fx cannot read is returned
+    as it is, with a warning; so is a part that would compute something else.
+    """
+    if not any(isinstance(m, PackedLayer) for m in model.modules()):
+        raise ValueError(f"expected a packed network, got a {type(model).__name__} without packed layers: use tq.load")
+    try:
+        traced = fx.GraphModule(model, _Tracer().trace(model))
+    except Exception as error:  # torch.fx raises many kinds of errors for code that it cannot read
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        warnings.warn(f"torch.fx cannot read {type(model).__name__} ({reason}); it is not fused", stacklevel=2)
+        return model
+    with torch.no_grad():
+        ShapeProp(traced).propagate(example)
+        whole = _partitioned(traced)
+        for name, (part, inputs, outputs) in _record(whole, example).items():
+            whole.set_submodule(name, _replacement(part, inputs, outputs, impl))
+    return whole.eval()
+
+
+def fused_parts(model: nn.Module) -> list[Fused]:
+    """The fused parts of a network."""
+    return [m for m in model.modules() if isinstance(m, Fused)]
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, PackedLayer | PadShortcut) or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Support(OperatorSupportBase):
+    def is_node_supported(self, submodules: Mapping[str, nn.Module], node: fx.Node) -> bool:
+        return supported(node, submodules)
+
+
+def _partitioned(traced: fx.GraphModule) -> fx.GraphModule:
+    modules = dict(traced.named_modules())
+    partitioner = CapabilityBasedPartitioner(traced, _Support(), allows_single_node_partition=True)
+    partitions = [
+        p for p in partitioner.propose_partitions() if any(kind(n, modules) in ("conv", "linear") for n in p.nodes)
+    ]
+    return partitioner.fuse_partitions(partitions, prefix="fused_")
+
+
+def _record(whole: nn.Module, example: Tensor) -> dict[str, tuple[fx.GraphModule, tuple[Tensor, ...], Any]]:
+    """Every part, what goes into it and what comes out of it when the network runs on the example."""
+    seen: dict[str, tuple[fx.GraphModule, tuple[Tensor, ...], Any]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: Any, inputs: tuple[Tensor, ...], outputs: Any) -> None:
+            seen[name] = (module, inputs, outputs)
+
+        return hook
+
+    parts = {name: part for name, part in whole.named_children() if name.startswith("fused_")}
+    handles = [part.register_forward_hook(note(name)) for name, part in parts.items()]
+    whole(example)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def _replacement(part: fx.GraphModule, inputs: tuple[Tensor, ...], outputs: Any, impl: str) -> nn.Module:
+    expected = outputs if isinstance(outputs, tuple | list) else (outputs,)
+    program = lower(part.graph, dict(part.named_modules()), inputs)
+    vectors = tuple(y.dim() == 2 for y in expected)
+    for choice in chain.choices(program, inputs[0].device, impl):
+        fused = Fused(program, vectors, *chain.executor(program, inputs[0].device, choice))
+        got = fused(*inputs)
+        if all(torch.equal(a, b) for a, b in zip(got if isinstance(got, tuple) else (got,), expected, strict=True)):
+            return fused
+    warnings.warn(f"{len(program.steps)} fused steps would change predictions and are left as they were", stacklevel=3)
+    return part
