@@ -79,7 +79,8 @@ class Chain:
         out = formats[0] if len(formats) == 1 and not self.program.reads_float(value) else None
         y: Tensor = torch.ops.tq.quant_conv2d(
             coded[step.source, conv.reads], conv.packed, conv.bits, conv.shape, conv.scale, conv.bias,
-            step.stride, step.padding, step.dilation, conv.groups, zero_point=conv.reads.zero_point,
+            stride=step.stride, padding=step.padding, dilation=step.dilation, groups=conv.groups,
+            zero_point=conv.reads.zero_point,
             residual=None if step.residual is None else floats[step.residual], relu=step.relu,
             out_inv_scale=None if out is None or out.binary else self._inverse[out],
             out_zero_point=0 if out is None else out.zero_point, out_qmin=0 if out is None else out.qmin,

@@ -12,11 +12,15 @@ The packed weight is an opaque mkldnn tensor, which can be neither copied nor sa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from triton_kernels.reference import epilogue, finish
+from triton_kernels.spec import Output
 
 OPS = {
     "int_conv2d": ("qconv_prepack", "qconv2d_pointwise"),
@@ -38,6 +42,7 @@ class ConvForm:
     dilation: list[int]
     groups: int
     zero_point: int
+    fused_exact: bool  # whether oneDNN's own scale, bias, residual sum, ReLU and codes round as the reference does
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +63,18 @@ def prepare_conv2d(
     dilation: Sequence[int] = (1, 1),
     groups: int = 1,
     zero_point: int = 0,
+    fused: bool = True,
 ) -> ConvForm:
-    """Reorder an int8 OIHW weight once, for inputs whose real zero is the byte `zero_point`."""
+    """Reorder an int8 OIHW weight once, for inputs whose real zero is the byte `zero_point`.
+
+    fused: let oneDNN do what follows the sums too, where it is exact.
+    """
     out, _, kh, kw = weight.shape
     scales, zeros = torch.ones(out), torch.zeros(out, dtype=torch.int32)
     geometry = list(stride), list(padding), list(dilation), groups
     opaque = torch.ops.onednn.qconv_prepack(weight.contiguous(), scales, 1.0, zero_point, *geometry, None)
     extent = (dilation[0] * (kh - 1) + 1, dilation[1] * (kw - 1) + 1)
-    return ConvForm(opaque, scales, zeros, out, extent, *geometry, zero_point)
+    return ConvForm(opaque, scales, zeros, out, extent, *geometry, zero_point, fused and _fused_is_exact())
 
 
 def int_conv2d(x: Tensor, form: ConvForm) -> Tensor:
@@ -92,6 +101,50 @@ def int_conv2d(x: Tensor, form: ConvForm) -> Tensor:
         "",
     )
     return acc
+
+
+def quant_conv2d(x: Tensor, form: ConvForm, scale: Tensor, bias: Tensor | None, out: Output) -> Tensor:
+    """A whole layer in one oneDNN call where it can do all of it exactly: uint8 [N,C,H,W] -> [N,O,H',W'].
+
+    scale, bias: float32 [O]. A float32 residual is summed inside; codes come out where they are uint8 from 0.
+    """
+    step = None if out.residual is not None else _step(out)
+    whole = form.fused_exact and out.residual_scale is None and x.numel()
+    if not whole or (out.residual is not None and out.residual.dtype != torch.float32):
+        return finish(epilogue(int_conv2d(x, form), scale, bias), out)
+    x = x.contiguous(memory_format=torch.channels_last)
+    relu = "relu" if out.relu else "none"
+    weight = (form.weight, scale, form.zero_points)
+    geometry = (form.stride, form.padding, form.dilation, form.groups)
+    if out.residual is not None:
+        total = out.residual.clone(memory_format=torch.channels_last)
+        y = torch.ops.onednn.qconv2d_pointwise.binary(
+            x, 1.0, form.zero_point, *weight, total, bias, *geometry, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0,
+            relu, [], "",
+        )  # fmt: skip
+        return finish(y, replace(out, residual=None, relu=False))
+    args = (1.0, 0, torch.float32) if step is None else (step, out.zero_point, torch.uint8)
+    y = torch.ops.onednn.qconv2d_pointwise.default(
+        x, 1.0, form.zero_point, *weight, bias, *geometry, *args, relu, [], ""
+    )
+    return finish(y, replace(out, relu=False)) if step is None else y.clamp_(out.qmin, out.qmax)
+
+
+def _step(out: Output) -> float | None:
+    """The step whose reciprocal, as oneDNN takes it, is the output's; None where oneDNN has no such output."""
+    if not out.codes or out.binary or out.out_dtype != torch.uint8 or out.qmin != 0:
+        return None
+    assert out.inv_scale is not None
+    return _reciprocal(float(out.inv_scale))
+
+
+@cache
+def _reciprocal(inverse: float) -> float | None:
+    near = np.float32(1) / np.float32(inverse)
+    for step in (near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(np.inf))):
+        if np.float32(1) / step == np.float32(inverse):
+            return float(step)
+    return None
 
 
 def prepare_matmul(weight: Tensor, zero_point: int = 0) -> LinearForm:
@@ -140,6 +193,25 @@ def probe(op: str) -> str:
     except (RuntimeError, NotImplementedError) as error:
         return f"oneDNN refused a small int8 product: {str(error).strip().splitlines()[0]}"
     return "" if exact else "oneDNN's int8 sums are not exact on this CPU, which lacks VNNI and AMX"
+
+
+@cache
+def _fused_is_exact() -> bool:
+    """Whether whole layers come out of oneDNN as the reference computes them, on products of many magnitudes."""
+    x, weight = _ramp((2, 32, 6, 6), 0, 255).to(torch.uint8), _ramp((16, 32, 3, 3), -128, 127).to(torch.int8)
+    scale = torch.linspace(1e-6, 3e-3, 16)
+    bias, residual = torch.linspace(-3, 3, 16), _ramp((2, 16, 6, 6), -40, 40).to(torch.float32) / 7
+    inverse = torch.tensor(0.3).reciprocal()
+    form = prepare_conv2d(weight, (1, 1), (1, 1), zero_point=3, fused=False)
+    fused = replace(form, fused_exact=True)
+    outputs = (
+        Output(),
+        Output(relu=True, residual=residual),
+        Output(relu=True, inv_scale=inverse, qmax=15),
+        Output(inv_scale=inverse, zero_point=128),
+    )
+    pairs = ((quant_conv2d(x, f, scale, bias, out) for f in (form, fused)) for out in outputs)
+    return all(torch.equal(a, b) for a, b in pairs)
 
 
 def _padding_only(x: Tensor, form: ConvForm) -> Tensor:

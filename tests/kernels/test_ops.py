@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from triton_kernels import cpu, dispatch, layout, ops, reference
 
 tq = torch.ops.tq
-IMPLS = ["reference", "auto"] if cpu.probe("int_conv2d") or cpu.probe("int_matmul") else ["reference", "cpu"]
+IMPLS = ["reference", "auto" if cpu.probe("int_conv2d") or cpu.probe("int_matmul") else "cpu", "triton"]
 needs_cpu = pytest.mark.skipif("cpu" not in IMPLS, reason="oneDNN int8 is not exact on this machine")
 INV = torch.tensor(20.0)
 
@@ -156,32 +156,143 @@ def test_binary_inputs_have_three_values_with_padding() -> None:
         assert acc.flatten().tolist() == [0.0] * 4
 
 
-QUANT = [
-    {"inv_scale": INV},
-    {"inv_scale": INV, "qmin": -128, "qmax": 127},
-    {"inv_scale": INV, "qmin": 0, "qmax": 15, "zero_point": 5},
-    {"binary": True},
-    {},
-]
+INPUTS: dict[str, dict[str, Any]] = {
+    "unsigned": {"inv_scale": INV},
+    "signed": {"inv_scale": INV, "qmin": -128, "qmax": 127},
+    "asymmetric": {"inv_scale": INV, "qmin": 0, "qmax": 15, "zero_point": 5},
+    "binary": {"binary": True},
+    "float": {},
+    "uint8": {"zero_point": 7},
+    "int8": {"zero_point": -3},
+}
+OUTPUTS: dict[str, dict[str, Any]] = {
+    "relu": {"relu": True},
+    "half": {"out_dtype": torch.float16},
+    "uint8": {"relu": True, "out_inv_scale": torch.tensor(9.0), "out_qmax": 200},
+    "int8": {"out_inv_scale": torch.tensor(9.0), "out_zero_point": -5, "out_qmin": -100, "out_qmax": 99}
+    | {"out_dtype": torch.int8},
+    "binary": {"out_binary": True, "out_zero_point": 1},
+}
+
+
+def inputs_of(kind: str, *shape: int) -> Tensor:
+    if kind in ("uint8", "int8"):
+        codes = random_u8(*shape)
+        return codes if kind == "uint8" else codes.view(torch.int8)
+    return torch.randn(shape)
+
+
+def specs(**options: Any) -> dict[str, Any]:
+    given, out = ops._specs(options)
+    return {"given": given, "out": out}
+
+
+def same(got: Tensor, want: Tensor, kind: str) -> bool:
+    """Bit for bit; floats are summed in another order, which can also tip one of their codes."""
+    if kind != "float":
+        return torch.equal(got, want)
+    if got.is_floating_point():
+        return torch.allclose(got, want, rtol=1e-3, atol=1e-4)
+    return got.dtype == want.dtype and bool((got != want).float().mean() < 0.02)
+
+
+def residual_of(kind: str, *shape: int) -> dict[str, Any]:
+    if kind == "codes":
+        codes = random_u8(*shape)
+        return {"residual": codes, "residual_scale": torch.tensor(0.03), "residual_zero_point": 100}
+    return {"residual": torch.randn(shape)} if kind == "float" else {}
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("bits", layout.BITS)
-@pytest.mark.parametrize("quant", QUANT)
-def test_quant_ops_equal_the_reference(impl: str, bits: int, quant: dict[str, Any]) -> None:
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("result", OUTPUTS)
+def test_quant_ops_equal_the_reference(impl: str, bits: int, kind: str, result: str) -> None:
     torch.manual_seed(bits)
     codes = random_codes(bits, 8, 6, 3, 3)
-    packed, scale, bias = layout.pack_weight(codes, bits), torch.rand(8), torch.randn(8)
-    x, residual = torch.randn(2, 12, 9, 7), torch.randn(2, 8, 5, 4)
-    conv = {"stride": [2, 2], "padding": [1, 1], "groups": 2, "residual": residual, "relu": True, **quant}
-    got = tq.quant_conv2d(x, packed, bits, codes.shape, scale, bias, **conv, impl=impl)
-    assert torch.equal(got, reference.quant_conv2d(x, packed, bits, codes.shape, scale, bias, **conv))
-    shape = [8, 54]
-    rows, matmul = torch.randn(3, 5, 54), {"relu": True, "residual": torch.randn(3, 5, 8), **quant}
-    got = tq.quant_matmul(rows, packed, bits, shape, scale, bias, **matmul, impl=impl)
-    assert torch.equal(got, reference.quant_matmul(rows, packed, bits, shape, scale, bias, **matmul))
-    no_bias = tq.quant_matmul(rows, packed, bits, shape, scale, **quant, impl=impl)
-    assert torch.equal(no_bias, reference.quant_matmul(rows, packed, bits, shape, scale, **quant))
+    packed, scale, bias = layout.pack_weight(codes, bits), torch.rand(8) * 0.1, torch.randn(8)
+    for residual in ("none", "float", "codes"):
+        x, given = inputs_of(kind, 2, 12, 9, 7), INPUTS[kind]
+        tail = OUTPUTS[result] | residual_of(residual, 2, 8, 5, 4)
+        conv = {"stride": [2, 2], "padding": [1, 1], "groups": 2}
+        got = tq.quant_conv2d(x, packed, bits, codes.shape, scale, bias, **conv, **given, **tail, impl=impl)
+        want = reference.quant_conv2d(x, packed, bits, codes.shape, scale, bias, **conv, **specs(**given, **tail))
+        assert same(got, want, kind) and got.is_contiguous(memory_format=torch.channels_last)
+        rows, tail = inputs_of(kind, 3, 5, 54), OUTPUTS[result] | residual_of(residual, 3, 5, 8)
+        got = tq.quant_matmul(rows, packed, bits, [8, 54], scale, bias, **given, **tail, impl=impl)
+        want = reference.quant_matmul(rows, packed, bits, [8, 54], scale, bias, **specs(**given, **tail))
+        assert same(got, want, kind) and got.is_contiguous()
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize("bits", layout.BITS)
+@pytest.mark.parametrize("kind", ["float", "dynamic", "packed1", "packed2", "packed4", "binary1"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_quant_matmul_of_rows(impl: str, bits: int, kind: str, groups: int) -> None:
+    torch.manual_seed(bits)
+    codes, scale, bias = random_codes(bits, 8, 54), torch.rand(8, groups), torch.randn(8)
+    if kind[-1].isdigit():
+        x_bits = int(kind[-1])
+        values = torch.randint(0, 2**x_bits, (5, 54))
+        stored = values * 2 - 1 if x_bits == 1 else values - 2 ** (x_bits - 1)
+        x = layout.pack(stored.to(torch.int8), x_bits)
+        options: dict[str, Any] = {"x_bits": x_bits, "binary": kind == "binary1", "zero_point": kind != "binary1"}
+        centred = values.double() * 2 - 1 if kind == "binary1" else values.double() - 1
+        row_scale = torch.ones(5, 1).double()
+    else:
+        x = torch.randn(5, 54)
+        options = {"dynamic": kind == "dynamic"}
+        row_scale = x.abs().amax(1, keepdim=True).double() / 127 if kind == "dynamic" else torch.ones(5, 1).double()
+        centred = torch.round(x.double() / row_scale) if kind == "dynamic" else x.double()
+    got = tq.quant_matmul(x, layout.pack_weight(codes, bits), bits, [8, 54], scale, bias, **options, impl=impl)
+    wide = codes.double() * scale.double().repeat_interleave(54 // groups, 1)
+    torch.testing.assert_close(got.double(), (centred * row_scale) @ wide.T + bias.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_quantize_rows_is_exact_and_has_a_scale_for_zeros() -> None:
+    x = torch.tensor([[0.0, 0.0], [127.0, -1.0], [-2.54, 0.03]])
+    codes, scale = reference.quantize_rows(x)
+    assert codes.tolist() == [[0, 0], [127, -1], [-127, 2]] and codes.dtype == torch.int8
+    assert torch.equal(scale, torch.tensor([[1.0], [1.0], [2.54 / 127]]))
+    assert reference.quantize_rows(torch.empty(0, 5))[0].shape == (0, 5)
+
+
+def test_codes_of_an_output_are_the_next_inputs_codes() -> None:
+    y = torch.cat([torch.randn(1000) * 5, torch.tensor([float("inf"), -float("inf"), float("nan"), 1e30])])
+    for zero, low, high in ((0, 0, 255), (0, -128, 127), (0, 0, 3), (37, 0, 255)):
+        offset = reference.u8_zero_point(zero, low, high)
+        want = reference.quantize_u8(y, INV, zero, low, high)
+        assert torch.equal(reference.codes_of(y, INV, offset, 0, high - low), want)
+    want = reference.quantize_u8(y, None, 0, -1, 1, binary=True)
+    assert torch.equal(reference.codes_of(y, None, 1, 0, 0, binary=True), want)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_empty_batches_give_empty_outputs(impl: str) -> None:
+    packed, scale = layout.pack_weight(random_codes(4, 8, 6, 3, 3), 4), torch.rand(8)
+    for x in (torch.randn(0, 6, 5, 5), random_u8(0, 6, 5, 5)):
+        options: dict[str, Any] = {} if x.dtype == torch.uint8 else {"inv_scale": INV}
+        got = tq.quant_conv2d(x, packed, 4, [8, 6, 3, 3], scale, out_inv_scale=INV, **options, impl=impl)
+        assert got.shape == (0, 8, 3, 3) and got.dtype == torch.uint8
+        rows = x.reshape(0, 54)
+        assert tq.quant_matmul(rows, packed, 4, [8, 54], scale, **options, impl=impl).shape == (0, 8)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_views_of_any_alignment(impl: str) -> None:
+    codes, scale = random_codes(8, 8, 6, 3, 3), torch.rand(8)
+    packed = layout.pack_weight(codes, 8)
+    whole = random_u8(2, 7, 11, 9)
+    for x in (
+        whole[:, 1:, 1:, 3:],
+        whole.transpose(2, 3)[:, :6],
+        whole.permute(0, 2, 3, 1)[..., :6].permute(0, 3, 1, 2),
+    ):
+        got = tq.quant_conv2d(x, packed, 8, codes.shape, scale, impl=impl)
+        assert torch.equal(got, reference.quant_conv2d(x.contiguous(), packed, 8, codes.shape, scale))
+    rows = random_u8(5, 60)[:, 3:57]
+    got = tq.quant_matmul(rows, packed, 8, [8, 54], scale, impl=impl)
+    assert torch.equal(got, reference.quant_matmul(rows.contiguous(), packed, 8, [8, 54], scale))
 
 
 def test_quant_conv2d_against_float64() -> None:
@@ -208,10 +319,13 @@ def opcheck_cases() -> list[tuple[str, tuple[Any, ...], dict[str, Any]]]:
         ("quant_conv2d", (torch.randn(2, 6, 9, 9), *conv, scale), {}),
         ("quant_matmul", (torch.randn(2, 5, 54), *linear, scale, bias), {"inv_scale": INV, "impl": "reference"}),
         ("quant_matmul", (torch.randn(5, 54).bfloat16(), *linear, scale), {"binary": True}),
+        ("quant_matmul", (random_u8(5, 54), *linear, scale), {"out_inv_scale": INV, "out_dtype": torch.uint8}),
+        ("quant_matmul", (torch.randn(5, 54), *linear, scale), {"dynamic": True, "out_dtype": torch.bfloat16}),
+        ("quant_conv2d", (random_u8(2, 6, 9, 9), *conv, scale), {"out_binary": True, "out_zero_point": 1}),
     ]
 
 
-@pytest.mark.parametrize("case", range(9))
+@pytest.mark.parametrize("case", range(12))
 def test_opcheck(case: int) -> None:
     name, args, kwargs = opcheck_cases()[case]
     torch.library.opcheck(getattr(tq, name).default, args, kwargs)
@@ -316,7 +430,7 @@ def test_errors_name_what_was_expected() -> None:
     call("divisible by groups", groups=3)
     call("two numbers each", stride=[1])
     call("zero point in 0..255, got 256", zero_point=256)
-    call("expected impl to be one of .*'triton'", impl="triton")
+    call("expected impl to be one of .*'cublas'", impl="cublas")
     big = torch.zeros(1, 65794, dtype=torch.uint8)
     with pytest.raises(ValueError, match="at most 65793 weights an output"):
         tq.int_matmul(random_u8(1, 65794), big, 8, [1, 65794])
@@ -324,9 +438,41 @@ def test_errors_name_what_was_expected() -> None:
         tq.int_matmul(random_u8(2, 53), packed, 4, [8, 54])
     with pytest.raises(ValueError, match=r"expected scale float32 \[8\]"):
         tq.quant_matmul(torch.randn(2, 54), packed, 4, [8, 54], torch.rand(7))
-    with pytest.raises(ValueError, match="expected a floating x"):
-        tq.quant_matmul(random_u8(2, 54), packed, 4, [8, 54], torch.rand(8))
     with pytest.raises(ValueError, match=r"expected a residual \[2, 8\]"):
         tq.quant_matmul(torch.randn(2, 54), packed, 4, [8, 54], torch.rand(8), residual=torch.randn(8))
     with pytest.raises(ValueError, match="with the zero point among them"):
         tq.quant_matmul(torch.randn(2, 54), packed, 4, [8, 54], torch.rand(8), inv_scale=INV, zero_point=-1)
+
+
+def test_errors_of_whole_layers_name_what_was_expected() -> None:
+    packed, scale = layout.pack_weight(random_codes(4, 8, 6, 3, 3), 4), torch.rand(8)
+    rows, image = torch.randn(2, 54), torch.randn(1, 6, 8, 8)
+
+    def call(message: str, x: Tensor = rows, scale: Tensor = scale, **options: Any) -> None:
+        op, shape = (tq.quant_conv2d, [8, 6, 3, 3]) if x.dim() == 4 else (tq.quant_matmul, [8, 54])
+        for impl in (options.pop("impl", None),) if "impl" in options else IMPLS:
+            with pytest.raises(ValueError, match=message):
+                op(x, packed, 4, shape, scale, **options, impl=impl)
+
+    call("expected x float32 or float16 or bfloat16 or codes uint8 or int8, got int64", torch.zeros(2, 54).long())
+    call(r"expected x \[..., 54\] on cpu, got \[2, 53\]", torch.randn(2, 53))
+    call("at most one of inv_scale, binary and dynamic", inv_scale=INV, dynamic=True)
+    call(r"expected inv_scale as one float32 on cpu, got float32 \[2\]", inv_scale=torch.ones(2))
+    call("expected a zero_point alone for uint8 codes", random_u8(2, 54), binary=True)
+    call("expected zero_point in -128..127, got 200", random_u8(2, 54).view(torch.int8), zero_point=200)
+    call("expected packed codes uint8 of x_bits 1, 2 or 4", random_u8(2, 54), x_bits=3)
+    call("expected packed codes uint8 of x_bits 1, 2 or 4", random_u8(2, 54), x_bits=2, binary=True)
+    call("expected a zero point that 2 bits hold, got 4", random_u8(2, 14), x_bits=2, zero_point=4)
+    call("a number of groups that divides 54, got 4", scale=torch.rand(8, 4))
+    call(r"expected scale float32 \[8\] on cpu, got float32 \[8, 2\]", image, scale=torch.rand(8, 2))
+    call("floats or codes with one scale for a convolution, got dynamic", image, dynamic=True)
+    call("expected an output of uint8 or int8, got float32", out_inv_scale=INV, out_dtype=torch.float32)
+    call("expected an output of float32 or float16 or bfloat16, got int8", out_dtype=torch.int8)
+    call("expected out_qmax in 0..255, got 256", out_inv_scale=INV, out_qmax=256)
+    call("out_qmin <= out_zero_point <= out_qmax", out_inv_scale=INV, out_zero_point=3, out_qmin=4)
+    call("expected a binary output's code in 0..255, got -1", out_binary=True)
+    call("or of uint8 or int8 with a residual_scale", residual=random_u8(2, 8))
+    call("or of uint8 or int8 with a residual_scale", residual=torch.randn(2, 8), residual_scale=INV)
+    call("expected residual_zero_point in 0..255", residual=random_u8(2, 8), residual_scale=INV, residual_zero_point=-1)
+    if "cpu" in IMPLS:
+        call('with impl "cpu" and quantized inputs, got 2 groups', scale=torch.rand(8, 2), dynamic=True, impl="cpu")
