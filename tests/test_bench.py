@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from tq import bench as bench_module
-from tq import checkpoint, data
+from tq import checkpoint, data, peers
 from tq.attach import attach, to_channels_last
 from tq.bench import bench, table
 from tq.config import BenchConfig
@@ -73,9 +74,11 @@ def test_bench_checks_and_times_all_contenders(packed_file: Callable[..., Path])
         "float (dequantized) compiled",
         "packed eager",
         "packed compiled",
+        "packed fused",
     ]
     assert rows["packed eager"]["checked"] == "equals reference bit for bit"
-    assert rows["packed compiled"]["checked"] == "equals eager bit for bit"
+    assert rows["packed compiled"]["checked"] == rows["packed fused"]["checked"] == "equals eager bit for bit"
+    assert rows["packed fused"]["how"]
     assert rows["float (dequantized) compiled"]["speedup"] == 1.0
     for row in rows.values():
         assert row["error"] == ""
@@ -97,7 +100,7 @@ def test_bench_checks_and_times_all_contenders(packed_file: Callable[..., Path])
 def test_bench_without_a_compiler(packed_file: Callable[..., Path], no_compiler: None) -> None:
     config = BenchConfig(batch=(1, 400), seconds=0.01, device="cpu")
     result = bench(packed_file("w1a2"), config, notify=quiet)
-    assert [row["batch"] for row in result["rows"]] == [1] * 4 + [400] * 4
+    assert [row["batch"] for row in result["rows"]] == [1] * 5 + [400] * 5
     for row in result["rows"]:
         if row["contender"].endswith("compiled"):
             assert "no working C++ compiler" in row["error"]
@@ -173,3 +176,19 @@ def test_compare_tells_wrong_from_rounded() -> None:
     )
     one[:5] = torch.nan
     assert "5 of 100 images" in compare(one, expected, "eager", exact=False)[1]
+
+
+def test_bench_with_other_engines(packed_file: Callable[..., Path], no_compiler: None) -> None:
+    pytest.importorskip("openvino")
+    config = BenchConfig(batch=(16,), seconds=0.01, device="cpu", peers=("openvino",))
+    rows = {row["contender"]: row for row in bench(packed_file("w8a8"), config, notify=quiet)["rows"]}
+    assert rows["openvino int8"]["checked"].startswith("same class as float (dequantized) eager on")
+    assert rows["openvino int8"]["images_per_s"] > 0
+
+
+def test_a_missing_engine_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ValueError, match=r"openvino is not installed; .* 'tq\[onnx\]'"):
+        peers.needed("openvino")
+    with pytest.raises(ValueError, match="peer"):
+        BenchConfig(peers=("tensorrt",))

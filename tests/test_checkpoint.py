@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tq import checkpoint, models
 from tq.attach import attach
 from tq.checkpoint import inspect, load, predict_bytes, read_info, save
-from tq.convert import convert
+from tq.conversion import convert
 from tq.file_format import Info
 from tq.ptq.calibrate import calibrate
 

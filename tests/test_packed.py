@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tq import checkpoint
 from tq.attach import quant_layers
-from tq.convert import convert
+from tq.conversion import convert
 from tq.evaluate import evaluate, largest_difference
 from tq.layers import QuantConv2d, QuantLayer, QuantLinear, channels_last
 from tq.packed import PackedLayer, packed_layers

@@ -3,6 +3,7 @@
     model = tq.attach(model, "w1a2")        # train it, then
     tq.save(model, "model.safetensors")     # packed: 1 bit is 1 bit
     model = tq.load("model.safetensors")    # predicts bit for bit what training measured
+    model = tq.fuse(model, images)          # the same predictions, and fast: integers from layer to layer
     model = tq.quantize(model, loader, "w8a8")   # without training
 
 Names load on first use, so that `tq --help` and the dashboard need no torch.
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from tq.checkpoint import inspect as inspect
     from tq.checkpoint import load as load
     from tq.checkpoint import save as save
-    from tq.convert import convert as convert
+    from tq.conversion import convert as convert
     from tq.file_format import Info as Info
+    from tq.fusion import fuse as fuse
     from tq.ptq.quantize import quantize as quantize
     from tq.scheme import Scheme as Scheme
 
@@ -28,11 +30,12 @@ __version__ = "0.1.0"
 _HOME = {
     "attach": "tq.attach",
     "coverage": "tq.attach",
-    "convert": "tq.convert",
+    "convert": "tq.conversion",
     "save": "tq.checkpoint",
     "load": "tq.checkpoint",
     "inspect": "tq.checkpoint",
     "Info": "tq.file_format",
+    "fuse": "tq.fusion",
     "quantize": "tq.ptq.quantize",
     "Scheme": "tq.scheme",
 }

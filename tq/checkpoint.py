@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tq.atomic import atomic
 from tq.attach import quant_layers, sites, to_channels_last
-from tq.convert import convert
+from tq.conversion import convert
 from tq.file_format import (
     PACKED,
     STACKED,

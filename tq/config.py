@@ -22,6 +22,7 @@ MODELS = (
     *("resnet20-a", "resnet32-a", "resnet44-a", "resnet56-a", "resnet110-a", "resnet18", "resnet50"),
 )
 DATASETS = ("digits", "mnist", "cifar10", "cifar100", "imagefolder")
+PEERS = ("openvino", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,8 @@ class BenchConfig:
     """directory that holds the data set"""
     float_file: str | None = None
     """the float model to compare with; default: the same network with the packed weights written out in float32"""
+    peers: tuple[str, ...] = ()
+    """other engines' own int8 networks beside ours: openvino, onnxruntime (an optional extra)"""
     seconds: float = 3.0
     """time spent on each row"""
     device: str = "auto"
@@ -207,6 +210,8 @@ class BenchConfig:
     def __post_init__(self) -> None:
         if self.dataset is not None:
             _known("dataset", self.dataset, DATASETS)
+        for peer in self.peers:
+            _known("peer", peer, PEERS)
         if not self.batch or min(self.batch) < 1:
             raise ValueError(f"batch needs sizes of at least 1, got {list(self.batch)}")
         if not (math.isfinite(self.seconds) and self.seconds > 0):

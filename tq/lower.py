@@ -106,6 +106,13 @@ def lower(graph: fx.Graph, modules: Mapping[str, nn.Module], inputs: Sequence[Te
     return _numbered(steps, [_image(x.shape) for x in inputs], [values[_root(r, modules)] for r in results])
 
 
+def image(node: fx.Node) -> tuple[int, int, int]:
+    """[C, H, W] of a node's value, a vector being an image of one pixel."""
+    shape = _shape(node)
+    assert shape is not None
+    return _image(shape)
+
+
 def _step(node: fx.Node, modules: Mapping[str, nn.Module], sources: list[int]) -> Step:
     source, result = sources[0], _shape(node)
     assert result is not None

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triton_kernels import dispatch, native, reference
+from triton_kernels import native, ops, reference
 from triton_kernels.steps import Codes, Program, Step, check_inputs
 
 Executor = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -24,13 +24,13 @@ def choices(program: Program, device: torch.device, impl: str = "auto") -> list[
 
 
 def executor(program: Program, device: torch.device, impl: str) -> tuple[Executor, str]:
-    """What runs a program on a device, and its name. impl: "native" or one of `dispatch.IMPLS`. Raises ValueError."""
+    """What runs a program on a device, and its name. impl: "native" or one of `ops.IMPLS`. Raises ValueError."""
     if impl == "native":
         if why := _why_not_native(program, device):
             raise ValueError(f'expected what impl "native" needs, but {why}: use impl "auto" or "cpu"')
         plan = native.Plan(program)
         return plan, f"native ({plan.isa})"
-    chosen = dispatch.choose("int_conv2d", device, impl)
+    chosen = ops.choose("int_conv2d", device, impl)
     return Chain(program, device, chosen), f"chain of operators ({chosen})"
 
 

@@ -11,6 +11,7 @@ are exact on every CPU: AMX and VNNI where they are there, plain C++ elsewhere.
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -73,10 +74,11 @@ def _library() -> ctypes.CDLL | str:
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         return "no C++ compiler was found; install g++ or set CXX"
-    cpu = Path("/proc/cpuinfo").read_text().split("\n\n")[0] if Path("/proc/cpuinfo").exists() else ""
-    features = "".join(sorted(line for line in cpu.splitlines() if line.startswith(("model", "flags"))))
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    key = hashlib.sha256("".join((SOURCE.read_text(), *FLAGS, compiler, version, features)).encode()).hexdigest()[:16]
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError as error:
+        return f"{compiler} cannot be run: {error.strerror}"
+    key = hashlib.sha256("".join((SOURCE.read_text(), *FLAGS, compiler, version, _cpu())).encode()).hexdigest()[:16]
     cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tq" / f"native-{key}.so"
     if not cached.exists() and (problem := _compile(compiler, cached)):
         return problem
@@ -86,14 +88,18 @@ def _library() -> ctypes.CDLL | str:
     return library
 
 
+def _cpu() -> str:
+    """What `-march=native` depends on: a home directory may be shared by machines that differ."""
+    info = Path("/proc/cpuinfo")
+    first = info.read_text().split("\n\n")[0].splitlines() if info.exists() else []
+    return platform.machine() + "".join(line for line in first if line.startswith(("model", "flags", "Features")))
+
+
 def _compile(compiler: str, target: Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "native.so"
         command = [compiler, *FLAGS, "-fopenmp", "-shared", "-fPIC", "-w", str(SOURCE), "-o", str(built)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-        except OSError as error:
-            return f"{compiler} cannot be run: {error.strerror}"
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             return f"{compiler} refused the source: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
         try:
@@ -126,6 +132,21 @@ def isa() -> str:
     if isinstance(library, str):
         raise ValueError(f'expected what impl "native" needs, but {library}: use impl "cpu" or "auto"')
     return ISAS[library.tq_isa()]
+
+
+@cache
+def mean_is_exact(channels: int, height: int, width: int) -> bool:
+    """Whether a "mean" step sums images of this size in the order of `torch.mean`, found by trying.
+
+    PyTorch takes the order from its vector width: on AVX2 and AVX-512 it is the step's for multiples of 32 channels.
+    """
+    generator = torch.Generator().manual_seed(0)
+    plan = Plan(Program((Step(kind="mean", source=-1),), ((channels, height, width),), (0,)))
+    for images in (1, 2):
+        x = torch.randn(images, channels, height, width, generator=generator).to(memory_format=torch.channels_last)
+        if not torch.equal(plan([x])[0], x.mean((2, 3), keepdim=True)):
+            return False
+    return True
 
 
 class Plan:

@@ -256,8 +256,7 @@ def _conv_layer(
     stride, padding, dilation, groups = _geometry(rest)
     check_packed(weight, bits, shape)
     checks.check_conv(shape, stride, padding, dilation, groups, 0)
-    if (kind := checks.check_input(x, given)) in ("dynamic", "packed"):
-        raise ValueError(f"expected floats or codes with one scale for a convolution, got {kind} inputs: quantize them")
+    checks.check_input(x, given)
     checks.check_conv_input(x, weight, shape, padding, dilation, groups, x.dtype)
     checks.check_scales(scale, bias, shape, x.device)
     y = _conv_output(x, shape, stride, padding, dilation, out.out_dtype)

@@ -19,10 +19,11 @@ from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.shape_prop import ShapeProp
 
-from tq.lower import kind, lower, supported
+from tq.lower import image, kind, lower, supported
 from tq.models import PadShortcut
 from tq.packed import PackedLayer
 from triton_kernels import chain
+from triton_kernels.native import mean_is_exact, why_not
 from triton_kernels.steps import Program
 
 
@@ -61,7 +62,8 @@ def fuse(model: nn.Module, example: Tensor, *, impl: str = "auto") -> nn.Module:
         return model
     with torch.no_grad():
         ShapeProp(traced).propagate(example)
-        whole = _partitioned(traced)
+        plan = impl in ("auto", "native") and example.device.type == "cpu" and not why_not()
+        whole = _partitioned(traced, plan)
         for name, (part, inputs, outputs) in _record(whole, example).items():
             whole.set_submodule(name, _replacement(part, inputs, outputs, impl))
     return whole.eval()
@@ -78,13 +80,20 @@ class _Tracer(fx.Tracer):
 
 
 class _Support(OperatorSupportBase):
+    def __init__(self, native: bool) -> None:
+        super().__init__()
+        self.native = native
+
     def is_node_supported(self, submodules: Mapping[str, nn.Module], node: fx.Node) -> bool:
-        return supported(node, submodules)
+        if not supported(node, submodules):
+            return False
+        # a mean that would be summed in another order than torch's is left to torch
+        return not self.native or kind(node, submodules) != "mean" or mean_is_exact(*image(node.all_input_nodes[0]))
 
 
-def _partitioned(traced: fx.GraphModule) -> fx.GraphModule:
+def _partitioned(traced: fx.GraphModule, native: bool) -> fx.GraphModule:
     modules = dict(traced.named_modules())
-    partitioner = CapabilityBasedPartitioner(traced, _Support(), allows_single_node_partition=True)
+    partitioner = CapabilityBasedPartitioner(traced, _Support(native), allows_single_node_partition=True)
     partitions = [
         p for p in partitioner.propose_partitions() if any(kind(n, modules) in ("conv", "linear") for n in p.nodes)
     ]
