@@ -100,7 +100,7 @@ def test_bench_checks_and_times_all_contenders(packed_file: Callable[..., Path])
 def test_bench_without_a_compiler(packed_file: Callable[..., Path], no_compiler: None) -> None:
     config = BenchConfig(batch=(1, 400), seconds=0.01, device="cpu")
     result = bench(packed_file("w1a2"), config, notify=quiet)
-    assert [row["batch"] for row in result["rows"]] == [1] * 5 + [400] * 5
+    assert [row["batch"] for row in result["rows"]] == [1] * 6 + [400] * 6
     for row in result["rows"]:
         if row["contender"].endswith("compiled"):
             assert "no working C++ compiler" in row["error"]
@@ -166,16 +166,20 @@ def test_bench_says_which_images_it_lacks(
 def test_compare_tells_wrong_from_rounded() -> None:
     expected = torch.randn(100, 10, generator=torch.Generator().manual_seed(0))
     compare = bench_module._compare
-    assert compare(expected + 1e-6, expected, "eager", exact=True)[1].startswith("wrong")
-    assert compare(expected + 1e-6, expected, "eager", exact=False)[1] == ""
+    assert compare(expected + 1e-6, expected, "eager", "equal")[1].startswith("wrong")
+    assert compare(expected + 1e-6, expected, "eager", "close")[1] == ""
     one = expected.clone()
     one[3] += 0.5
-    assert compare(one, expected, "eager", exact=False) == (
+    assert compare(one, expected, "eager", "close") == (
         "differs from eager by at most 0.5 (1 of 100 images beyond 0.001)",
         "",
     )
+    tipped = expected + 0.04 * expected.abs().max() * torch.eye(100, 10)
+    assert "images get another class" in "".join(compare(tipped, expected, "eager", "near"))
+    assert compare(expected + 0.01, expected, "eager", "near")[1] == ""
+    assert compare(expected.roll(1, 1), expected, "eager", "near")[1].startswith("wrong")
     one[:5] = torch.nan
-    assert "5 of 100 images" in compare(one, expected, "eager", exact=False)[1]
+    assert "5 of 100 images" in compare(one, expected, "eager", "close")[1]
 
 
 def test_bench_with_other_engines(packed_file: Callable[..., Path], no_compiler: None) -> None:

@@ -84,11 +84,12 @@ def test_what_the_kernels_cannot_do_stays_torchs() -> None:
             assert {str(n.target) for n in fused.graph.nodes} >= {"sigmoid"} or "sigmoid" in fused.code
 
 
-def test_fused_network_compiles_and_follows_no_gradient() -> None:
+def test_fused_network_compiles_without_a_graph_break() -> None:
     packed, x = packed_tangled(), torch.randn(3, 3, 8, 9)
     fused = fuse(packed, x)
     with torch.no_grad():
-        assert torch.equal(torch.compile(fused)(x), packed(x))
+        compiled = torch.compile(fused, fullgraph=True)
+        torch.testing.assert_close(compiled(x), packed(x))  # its sigmoid rounds otherwise
     assert not packed(x).requires_grad and not fused(x).requires_grad
 
 

@@ -194,8 +194,8 @@ def _pool(node: fx.Node, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
     """The settings of a max-pooling layer or call, in the order of `_POOL`."""
     if node.op == "call_module":
         return {name: getattr(modules[str(node.target)], name) for name in _POOL}
-    settings = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False, "return_indices": False}
-    settings |= dict(zip(_POOL, node.args[1:], strict=False)) | dict(node.kwargs)
+    settings: dict[str, Any] = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
+    settings |= {"return_indices": False} | dict(zip(_POOL, node.args[1:], strict=False)) | dict(node.kwargs)
     settings["stride"] = settings["stride"] or settings["kernel_size"]
     return {name: settings[name] for name in _POOL}
 
@@ -209,7 +209,7 @@ def _image(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _shape(node: Any) -> tuple[int, ...] | None:
-    meta = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
+    meta: Any = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
     return tuple(meta.shape) if hasattr(meta, "shape") else None
 
 

@@ -77,7 +77,7 @@ def _onnxruntime(model: nn.Module, calibration: Tensor) -> Peer:
             dynamic_shapes={"x": {0: torch.export.Dim("n")}}, external_data=False,
         )  # fmt: skip
 
-        class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
             def __init__(self) -> None:
                 self.rest = iter(calibration.contiguous().split(32))
 

@@ -69,7 +69,7 @@ def _why_not_triton(op: str, device: torch.device) -> str:
     return ""
 
 
-_WHY_NOT = {"cpu": _why_not_cpu, "triton": _why_not_triton}
+_WHY_NOT: dict[str, Callable[[str, torch.device], str]] = {"cpu": _why_not_cpu, "triton": _why_not_triton}
 
 
 def prepare_conv2d(
@@ -161,7 +161,6 @@ def _form(weight: Tensor, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     ident = id(weight)
     entry = _forms.get(ident)
     if entry is None or entry[0]() is not weight or entry[1] != version:
-
         # the table as a default: at the interpreter's exit the module's own name for it is gone before the last tensor
         def forget(ref: weakref.ref[Tensor], forms: dict[int, Any] = _forms) -> None:
             if (current := forms.get(ident)) is not None and current[0] is ref:

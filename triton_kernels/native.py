@@ -10,12 +10,14 @@ are exact on every CPU: AMX and VNNI where they are there, plain C++ elsewhere.
 
 import ctypes
 import hashlib
+import itertools
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -149,6 +151,10 @@ def mean_is_exact(channels: int, height: int, width: int) -> bool:
     return True
 
 
+_numbers = itertools.count()
+_plans: weakref.WeakValueDictionary[int, "Plan"] = weakref.WeakValueDictionary()
+
+
 class Plan:
     """A `Program` laid out in memory and ready to run; it holds what the C++ side points into."""
 
@@ -157,7 +163,8 @@ class Plan:
         best = isa()
         if use is not None and (use not in ISAS or ISAS.index(use) > ISAS.index(best)):
             raise ValueError(f"expected one of {ISAS[: ISAS.index(best) + 1]} on this machine, got {use!r}")
-        self.program, self.isa = program, use or best
+        self.program, self.isa, self.number = program, use or best, next(_numbers)
+        _plans[self.number] = self
         self._library = _library()
         self._kept: list[np.ndarray] = []
         self._lock = threading.Lock()
@@ -173,9 +180,20 @@ class Plan:
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """float32 CPU tensors [N, C, H, W] or [N, C] in, the same out, images channels last."""
+        if torch.compiler.is_compiling():
+            compiled: list[Tensor] = torch.ops.tq.run_plan(list(inputs), self.number)
+            return compiled
+        return self.run(inputs)
+
+    def empty(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Outputs for these inputs, not filled."""
         check_inputs(self.program, inputs)
-        images = inputs[0].shape[0]
-        outputs = [_empty(images, *self.program.shape(v)) for v in self.program.outputs]
+        shapes = [(inputs[0].shape[0], *self.program.shape(v)) for v in self.program.outputs]
+        return [inputs[0].new_empty(s).to(memory_format=torch.channels_last) for s in shapes]
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """What a call does, eagerly."""
+        outputs, images = self.empty(inputs), inputs[0].shape[0]
         tensors = [*inputs, *outputs]
         base = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
         # an image's stride counts in bytes
@@ -347,5 +365,8 @@ def _by_block(vector: np.ndarray, blocks: list[tuple[int, int, int]]) -> np.ndar
     return padded
 
 
-def _empty(n: int, c: int, h: int, w: int) -> Tensor:
-    return torch.empty((n, c, h, w), memory_format=torch.channels_last)
+# Opaque to the compiler, which calls it by the plan's number.
+_LIB = torch.library.Library("tq", "FRAGMENT")
+_LIB.define("run_plan(Tensor[] inputs, int plan) -> Tensor[]")
+_LIB.impl("run_plan", lambda inputs, plan: _plans[plan].run(inputs), "CPU")
+torch.library.register_fake("tq::run_plan", lambda inputs, plan: _plans[plan].empty(inputs), lib=_LIB)

@@ -1,434 +1,31 @@
 """A whole quantized convolution in one Triton kernel: `reference.quant_conv2d` for CUDA tensors.
 
-An implicit matrix product over NHWC codes: a program makes BM pixels x BN output channels of
+This file chooses tiles and plans the kernels of a call:
 
-    acc[m, n] = sum_k x[m, k] w[n, k]          k runs over (r, s, c), channels fastest; x gathered, never copied
-    y = acc * scale[n] + bias[n], residual, ReLU, codes       `epilogue.finish`
-
-Bytes are multiplied as s8: uint8 codes become `stored - 128` by flipping their top bit, and with the stored zero z8
-
-    sum (x - z) w = sum x8 w - z8 * wsum[n]
-
-Pixels are the left operand (`quant_matmul` has the weights there): a matrix instruction of sm_90 has 64 rows at least,
-and a layer may have only 16 channels; and only the left operand may come from registers, where the flip costs least.
-
-Padding loads the code of the real zero: by a masked load if that byte is 0, otherwise from a row of such bytes, chosen
-by pointer, because a masked load with another value would not be an asynchronous copy.
-
-Kernel layout of the weights (`prepare`), with P = 8/bits fields in a byte and blocks of S*P values of k:
-
-    byte s of a block, field j (the j-th `bits` from the top) = w[n, k],  k = block * S*P + j*S + s
-
-in two's complement, for one bit the sign (0 is +1). So a field is masked in the top bits of its byte and is 2^(8-bits)
-times the code (+-64 for one bit) with no further work; the sum is shifted back at the end. A block lies inside one tap
-(r, s) where the channels fill it; otherwise ("flat") the blocks run over k as a whole.
-
-Few channels (2 to 15, one group) would be gathered byte by byte. Such an image is first copied ("staged") with its
-padding and 4, 8 or 16 channels a pixel; then the taps of a row lie together in memory, and the kernel sees a kh x 1
-convolution of `kw * pitch` channels. The filling weights are 0, so these are kept in 8 bits.
+    conv_input          what must run before: quantizing floats, staging an image of few channels
+    conv_kernel         the product and the layer's end, on weights in the layout of `conv_form`
+    depthwise_conv2d    the same for one input channel a group
+    epilogue            the sum of a product whose K was split among programs
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache, lru_cache
+from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 
 import torch
-import torch.nn.functional as F
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from triton_kernels import depthwise_conv2d, reference
-from triton_kernels.epilogue import finish, plan_sum, tail
+from triton_kernels import depthwise_conv2d
+from triton_kernels.conv_form import ConvForm, prepare
+from triton_kernels.conv_input import enter, wide
+from triton_kernels.conv_kernel import conv
+from triton_kernels.epilogue import plan_sum, tail
 from triton_kernels.launch import Case, Launch, interpreted
-from triton_kernels.layout import check_packed, row_bytes, unpack
+from triton_kernels.layout import row_bytes
 from triton_kernels.spec import NO_INPUT, NO_OUTPUT, Input, Output
 from triton_kernels.tuning import Config, architecture, choose, fits
-
-
-@dataclass(frozen=True, slots=True)
-class ConvForm:
-    """A weight in the kernel's layout."""
-
-    weight: Tensor  # int8 [O, bytes]; depthwise: int32 codes [kh * kw, O]
-    wsum: Tensor  # int32 [O], the sum of each output's codes
-    blanks: Tensor  # uint8 [256, 128], row z full of byte z
-    shape: tuple[int, int, int, int]  # OIHW, I per group
-    groups: int
-    view: tuple[int, int, int, int]  # OIHW as the kernel sees it
-    bits: int  # of the kernel's layout
-    block: int = 0  # S; 0 for depthwise
-    flat: bool = False
-    pitch: int = 0  # channels of a staged pixel, or 0
-
-    @property
-    def shift(self) -> int:
-        """The kernel's products are 2^shift times too large."""
-        return 6 if self.bits == 1 else 8 - self.bits
-
-    @property
-    def spare(self) -> int:
-        """Weights of a row that only fill it."""
-        _, i, kh, kw = self.view
-        return self.weight.shape[1] * 8 // self.bits - i * kh * kw
-
-
-def prepare(
-    packed: Tensor, bits: int, weight_shape: Sequence[int], groups: int = 1, *, expand: bool = False
-) -> ConvForm:
-    """The kernel's layout of a canonical weight uint8 [O, row_bytes] of `weight_shape` OIHW, on its device.
-
-    expand: keep a byte a code, 8/bits times the memory, so that the loop has nothing to unpack.
-    """
-    check_packed(packed, bits, weight_shape)
-    o, i, kh, kw = weight_shape
-    shape = view = (o, i, kh, kw)
-    codes = unpack(packed, bits, i * kh * kw)  # int8 [O, K]
-    wsum, blanks = codes.sum(1, dtype=torch.int32), _blanks(packed.device)
-    if i == 1:
-        return ConvForm(codes.t().to(torch.int32).contiguous(), wsum, blanks, shape, groups, view, 8)
-    pitch, bits = 0, 8 if expand else bits
-    if groups == 1 and i < 16:
-        pitch, bits = max(4, triton.next_power_of_2(i)), 8
-        rows = F.pad(codes.view(o, kh, kw, i), (0, pitch - i)).flatten(2)
-        codes = F.pad(rows, (0, -rows.shape[2] % 32))
-        view = (o, codes.shape[2], kh, 1)
-    block, flat = _blocking(view, bits)
-    values = block * 8 // bits
-    rows = codes.reshape(o, -1) if flat else codes.reshape(o, view[2] * view[3], view[1])
-    fields = F.pad(rows, (0, -rows.shape[-1] % values)).reshape(o, -1, 8 // bits, block)
-    if bits < 8:
-        stored = (fields < 0).to(torch.uint8) if bits == 1 else fields.view(torch.uint8) & ((1 << bits) - 1)
-        shifts = torch.arange(8 - bits, -1, -bits, dtype=torch.uint8, device=packed.device)
-        fields = (stored << shifts.view(-1, 1)).sum(2, dtype=torch.uint8).view(torch.int8)
-    return ConvForm(fields.reshape(o, -1), wsum, blanks, shape, groups, view, bits, block, flat, pitch)
-
-
-@cache
-def _blanks(device: torch.device) -> Tensor:
-    # made here and not at the first call, which may be recorded into a CUDA graph
-    return torch.arange(256, dtype=torch.uint8, device=device).unsqueeze(1).repeat(1, 128)
-
-
-def _steps(shape: tuple[int, int, int, int], values: int, flat: bool) -> int:
-    _, i, kh, kw = shape
-    return triton.cdiv(i * kh * kw, values) if flat else kh * kw * triton.cdiv(i, values)
-
-
-def _blocking(shape: tuple[int, int, int, int], bits: int) -> tuple[int, bool]:
-    """(S, flat) with the least work: padded values of k, and a third more for the index arithmetic of flat blocks."""
-    # the pixels of a block, 8 fields of them in one bit, share the shared memory with those of other programs
-    blocks = (32,) if bits == 1 else (64, 32)
-    options = [(block, flat) for block in blocks for flat in (False, True)]
-
-    def work(option: tuple[int, bool]) -> float:
-        block, flat = option
-        values = block * 8 // bits
-        return _steps(shape, values, flat) * values * (4 if flat else 3)
-
-    return min(options, key=work)
-
-
-@triton.constexpr_function
-def _unpack(j: int, bits: int) -> str:
-    mask, half = {4: (0xF0F0F0F0, 0), 2: (0xC0C0C0C0, 0), 1: (0x80808080, 0x40404040)}[bits]
-    # (t & mask) | half is one instruction
-    return f"{{ .reg .b32 t; shl.b32 t, $1, {j * bits}; lop3.b32 $0, t, {mask:#x}, {half:#x}, 0xEA; }}"
-
-
-@triton.jit
-def _signed(codes, ASM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """uint8 codes as int8 code - 128."""
-    if ASM:
-        return tl.inline_asm_elementwise("xor.b32 $0, $1, 0x80808080;", "=r,r", [codes], tl.int8, is_pure=True, pack=4)
-    else:
-        return (codes ^ 0x80).to(tl.int8, bitcast=True)
-
-
-@triton.jit
-def _field(packed, j: tl.constexpr, BITS: tl.constexpr, ASM: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Field j of planar bytes, as int8 in the top bits. With ASM four bytes at a time; Triton takes them apart."""
-    if BITS == 8:
-        return packed
-    elif ASM:
-        return tl.inline_asm_elementwise(_unpack(j, BITS), "=r,r", [packed], tl.int8, is_pure=True, pack=4)
-    elif BITS == 4:
-        return (packed << (4 * j)) & -16
-    elif BITS == 2:
-        return (packed << (2 * j)) & -64
-    else:
-        return ((packed << j) & -128) | 64
-
-
-@triton.jit
-def _number(field, KIND: tl.constexpr):  # type: ignore[no-untyped-def]
-    """int8 as a float: its bits in a mantissa, since a conversion instruction takes several times as long."""
-    byte = (field ^ -128).to(tl.uint8, bitcast=True)
-    if KIND.is_fp16():
-        return (byte.to(tl.int16) | 0x6400).to(tl.float16, bitcast=True) - 1152.0
-    else:
-        return ((byte.to(tl.int32) | 0x4B000000).to(tl.float32, bitcast=True) - 8388736.0).to(KIND)
-
-
-@triton.jit
-def _conv(  # type: ignore[no-untyped-def]
-    x,
-    weight,
-    wsum,
-    scale,
-    bias,
-    blank,
-    out,
-    residual,
-    residual_scale,
-    residual_zero,
-    out_inv_scale,
-    out_zero,
-    out_low,
-    out_high,
-    pixels,
-    height,
-    width,
-    out_height,
-    out_width,
-    zero,
-    start,
-    partial,
-    RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr,
-    OUT: tl.constexpr,
-    C: tl.constexpr,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    KH: tl.constexpr,
-    KW: tl.constexpr,
-    STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr,
-    PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr,
-    DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr,
-    BITS: tl.constexpr,
-    S: tl.constexpr,
-    FLAT: tl.constexpr,
-    SHIFT: tl.constexpr,
-    STEPS: tl.constexpr,
-    PADDED: tl.constexpr,
-    WIDE: tl.constexpr,
-    ASM: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    SPLIT: tl.constexpr,
-):
-    P: tl.constexpr = 8 // BITS
-    INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
-    EXACT: tl.constexpr = x.dtype.element_ty.is_int()
-    PER_GROUP: tl.constexpr = OUTPUTS // GROUPS
-    COLUMNS: tl.constexpr = (PER_GROUP + BN - 1) // BN
-    BLOCKS: tl.constexpr = (INPUTS + S * P - 1) // (S * P)
-    SHARE: tl.constexpr = (STEPS + SPLIT - 1) // SPLIT
-    TAIL: tl.constexpr = (KH * KW * INPUTS if FLAT else INPUTS) % (S * P) != 0
-    pid = tl.program_id(0)
-    group = pid // COLUMNS % GROUPS
-    m = pid // (COLUMNS * GROUPS) * BM + tl.arange(0, BM)
-    n = pid % COLUMNS * BN + tl.arange(0, BN)
-    s = tl.arange(0, S)
-    # the rows and columns beyond the end repeat the last one, so that loads need no mask for them
-    row = tl.minimum(m, pixels - 1)
-    image = row // (out_height * out_width)
-    rest = row % (out_height * out_width)
-    y0 = (rest // out_width * STRIDE_H - PAD_H)[:, None]
-    x0 = (rest % out_width * STRIDE_W - PAD_W)[:, None]
-    base = x + image.to(INDEX)[:, None] * height * width * C + group * INPUTS
-    channel = group * PER_GROUP + tl.minimum(n, PER_GROUP - 1)
-    rows = weight + channel[None, :].to(INDEX) * (STEPS * S) + s[:, None]
-    first, last = 0, STEPS
-    if SPLIT > 1:
-        first = tl.program_id(1) * SHARE
-        last = tl.minimum(first + SHARE, STEPS)
-    if EXACT:
-        acc = tl.full((BM, BN), tl.where(tl.program_id(1) == 0, start, 0), tl.int32)
-    else:
-        acc = tl.zeros((BM, BN), tl.float32)
-    for step in range(first, last):
-        packed = tl.load(rows + step * S)
-        for j in tl.static_range(P):
-            if FLAT:
-                k = ((step * P + j) * S + s)[None, :]
-                tap, c, inside = k // INPUTS, k % INPUTS, k < KH * KW * INPUTS
-            else:
-                tap, c = step // BLOCKS, (step % BLOCKS * (S * P) + j * S + s)[None, :]
-                inside = c < INPUTS
-            y, x_ = y0 + tap // KW * DILATION_H, x0 + tap % KW * DILATION_W
-            at = base + ((y.to(INDEX) * width + x_) * C + c)
-            # unsigned comparisons hold for 0 <= y < height only
-            real = (y.to(tl.uint32) < height) & (x_.to(tl.uint32) < width)
-            if PADDED == "blank":
-                at = tl.where(real, at, blank + s[None, :])
-            if PADDED == "mask":
-                codes = tl.load(at, mask=inside & real if TAIL else real, other=0)
-            elif TAIL:
-                codes = tl.load(at, mask=inside, other=0)
-            else:
-                codes = tl.load(at)
-            field = _field(packed, j, BITS, ASM)
-            if EXACT:
-                if x.dtype.element_ty == tl.uint8:
-                    codes = _signed(codes, ASM)
-                acc = tl.dot(codes, field, acc, out_dtype=tl.int32)
-            elif x.dtype.element_ty == tl.float32:
-                # codes are exact in TF32, so x in two parts is enough
-                number = _number(field, tl.float32)
-                high = (codes.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
-                acc = tl.dot(codes - high, number, acc, input_precision="tf32")
-                acc = tl.dot(high, number, acc, input_precision="tf32")
-            else:
-                acc = tl.dot(codes, _number(field, codes.dtype), acc)
-    to = m[:, None].to(INDEX) * OUTPUTS + (group * PER_GROUP + n)[None, :]
-    mask = (m < pixels)[:, None] & (n < PER_GROUP)[None, :]
-    if SPLIT > 1:
-        tl.store(partial + tl.program_id(1).to(tl.int64) * pixels * OUTPUTS + to, acc, mask=mask)
-    else:
-        if EXACT:
-            result = ((acc >> SHIFT) - (zero * tl.load(wsum + channel))[None, :]).to(tl.float32)
-        else:
-            result = acc * (1.0 / (1 << SHIFT))
-        result = result * tl.load(scale + channel)[None, :]
-        if bias is not None:
-            result = result + tl.load(bias + channel)[None, :]
-        finish(
-            result,
-            to,
-            to,
-            mask,
-            out,
-            residual,
-            residual_scale,
-            residual_zero,
-            out_inv_scale,
-            out_zero,
-            out_low,
-            out_high,
-            RESIDUAL,
-            RELU,
-            OUT,
-        )
-
-
-@triton.jit
-def _quantize(  # type: ignore[no-untyped-def]
-    x,
-    out,
-    residual,
-    residual_scale,
-    residual_zero,
-    out_inv_scale,
-    out_zero,
-    out_low,
-    out_high,
-    height,
-    width,
-    stride_n,
-    stride_c,
-    stride_h,
-    stride_w,
-    out_n,
-    out_h,
-    out_w,
-    RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr,
-    OUT: tl.constexpr,
-    C: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Floats [N, C, H, W] of any strides to codes whose channels lie together; a program makes a part of a row."""
-    INDEX: tl.constexpr = tl.int64 if WIDE else tl.int32
-    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    column, c = i // C, i % C
-    row, image = tl.program_id(0) % height, (tl.program_id(0) // height).to(INDEX)
-    at = image * stride_n + row.to(INDEX) * stride_h + column.to(INDEX) * stride_w + c.to(INDEX) * stride_c
-    to = image * out_n + row.to(INDEX) * out_h + column * out_w + c
-    known = i < width * C
-    value = tl.load(x + at, mask=known, other=0).to(tl.float32)
-    finish(
-        value,
-        to,
-        to,
-        known,
-        out,
-        residual,
-        residual_scale,
-        residual_zero,
-        out_inv_scale,
-        out_zero,
-        out_low,
-        out_high,
-        RESIDUAL,
-        RELU,
-        OUT,
-    )
-
-
-def _stored(given: Input) -> Output:
-    """How a "static" input is kept as int8: codes that int8 does not hold are all shifted, the lowest to -128."""
-    if given.binary:
-        return Output(binary=True, dtype=torch.int8)
-    reference.u8_zero_point(given.zero_point, given.qmin, given.qmax)
-    shift = 0 if given.qmin >= -128 and given.qmax <= 127 else given.qmin + 128
-    return Output(
-        inv_scale=given.inv_scale,
-        zero_point=given.zero_point - shift,
-        qmin=given.qmin - shift,
-        qmax=given.qmax - shift,
-        dtype=torch.int8,
-    )
-
-
-def _plan_quantize(x: Tensor, stored: Output, y: Tensor) -> Launch:
-    """x [N, C, H, W] floating -> y [N, H, W, C] codes."""
-    args, constants = tail(stored, y)
-    n, c, h, w = x.shape
-    block = min(1024, triton.next_power_of_2(w * c))
-    args |= {"x": x, "height": h, "width": w}
-    args |= dict(zip(("stride_n", "stride_c", "stride_h", "stride_w"), x.stride(), strict=True))
-    args |= dict(zip(("out_n", "out_h", "out_w"), y.stride()[:3], strict=True))
-    constants |= {"C": c, "WIDE": _wide(x, y), "BLOCK": block}
-    return Launch(_quantize, (n * h, triton.cdiv(w * c, block)), args, constants, num_warps=max(1, block // 256))
-
-
-def _enter(
-    x: Tensor, form: ConvForm, given: Input, padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[list[Launch], Tensor, int, Sequence[int]]:
-    """(what must run first, x as the kernel takes it, the stored value of its real zero, the padding left to do)."""
-    static = given.kind(x.dtype) == "static"
-    stored = _stored(given) if static else Output(dtype=x.dtype)
-    zero = stored.zero_point if static else 0 if x.dtype.is_floating_point else given.zero_point
-    if not static and not form.pitch:
-        return [], x.contiguous(memory_format=torch.channels_last), zero, padding
-    n, c, h, w = x.shape
-    if form.pitch:
-        (top, left), taps = padding, form.view[1] // form.pitch
-        columns = w + 2 * left + (taps - form.shape[3]) * dilation[1]
-        # whole rows of 16 pixels keep every row aligned
-        size = (n, h + 2 * top, columns + -columns % 16, form.pitch)
-        y = torch.full(size, zero, dtype=stored.out_dtype, device=x.device)
-        inner, padding = y[:, top : top + h, left : left + w, :c], (0, 0)
-    else:
-        inner = y = torch.empty((n, h, w, c), dtype=stored.out_dtype, device=x.device)
-    launches = [_plan_quantize(x, stored, inner)] if static else []
-    if not static:
-        inner.copy_(x.permute(0, 2, 3, 1))
-    return launches, y.permute(0, 3, 1, 2), zero, padding
-
-
-def _wide(*tensors: Tensor) -> bool:
-    """Whether an offset into one of the tensors can pass 2^31."""
-    return any(
-        1 + sum((size - 1) * step for size, step in zip(t.shape, t.stride(), strict=True)) >= 2**31 for t in tensors
-    )
 
 
 def candidates(form: ConvForm, pixels: int, dtype: torch.dtype) -> list[Config]:
@@ -488,7 +85,7 @@ def plan(
 
     Runs nothing, except that an image of codes that must be staged is copied at once.
     """
-    launches, x, zero, padding = _enter(x, form, given, padding, dilation)
+    launches, x, zero, padding = enter(x, form, given, padding, dilation)
     pixels = y.shape[0] * y.shape[2] * y.shape[3]
     config = config or candidates(form, pixels, x.dtype)[0]
     tiles = config.constants
@@ -496,7 +93,7 @@ def plan(
     args |= {"x": x, "weight": form.weight, "wsum": form.wsum, "scale": scale, "bias": bias, "pixels": pixels}
     args |= {"height": x.shape[2], "width": x.shape[3], "out_height": y.shape[2], "out_width": y.shape[3]}
     o, i, kh, kw = form.view
-    constants |= {"C": x.shape[1], "OUTPUTS": o, "KH": kh, "KW": kw, "WIDE": _wide(x, y), **tiles}
+    constants |= {"C": x.shape[1], "OUTPUTS": o, "KH": kh, "KW": kw, "WIDE": wide(x, y), **tiles}
     for name, pair in (("STRIDE", stride), ("PAD", padding), ("DILATION", dilation)):
         constants |= {f"{name}_H": pair[0], f"{name}_W": pair[1]}
     groups = form.groups if form.block else 1
@@ -522,7 +119,7 @@ def plan(
         # a byte beyond the end is loaded as 0 and multiplied as -128, in one bit by a weight of +1 * 2^6
         args["start"] = 128 * form.spare << 6 if form.bits == 1 else 0
     split = tiles["SPLIT"]
-    main = Launch(_conv, (programs, split), args, constants, config.num_warps, config.num_stages)
+    main = Launch(conv, (programs, split), args, constants, config.num_warps, config.num_stages)
     if split == 1 or not pixels:
         return [*launches, main]
     partial = torch.empty((split, pixels, o), dtype=torch.int32, device=x.device)
@@ -547,7 +144,7 @@ def quant_conv2d(
     """x [N, C, H, W] to [N, O, H', W'], channels last: `reference.quant_conv2d` with a prepared weight.
 
     x: codes (uint8 or int8), or floating: quantized first by a kernel of its own, or kept ("float", weight-only).
-    Images of 2 to 15 channels in one group are staged first (see above).
+    Images of 2 to 15 channels in one group are staged first (`conv_input`).
     """
     kind = given.kind(x.dtype)
     if kind in ("dynamic", "packed"):

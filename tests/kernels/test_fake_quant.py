@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tq.quantizers import PACT, LearnedStep, LearnedWeight, ScaledSign
-from triton_kernels import fake_quant
-from triton_kernels.fake_quant import Rule
+from triton_kernels import fake_quant, fake_quant_kernels
+from triton_kernels.fake_quant_kernels import Rule
 from triton_kernels.launch import interpreted
 
 Quantizer = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -148,9 +148,12 @@ def test_kernels_equal_twins(rule: Rule, shape: tuple[int, ...], groups: int) ->
     x.view(-1)[:3] = torch.tensor([float("inf"), -float("inf"), 1e30]) if rule.pact else torch.tensor([9e9, -1e30, 0])
     parameter = (torch.rand(groups, device=DEVICE) + 0.3) * torch.tensor([1.0, -1, 0, 1, -1], device=DEVICE)[:groups]
     of_scale = -torch.rand(groups, device=DEVICE)
-    got, want = fake_quant.triton_quantize(x, parameter, rule), fake_quant.quantize_reference(x, parameter, rule)
+    got, want = (
+        fake_quant_kernels.triton_quantize(x, parameter, rule),
+        fake_quant.quantize_reference(x, parameter, rule),
+    )
     assert all(map(torch.equal, got, want))
-    grad_x, grad = fake_quant.triton_gradient(g, of_scale, x, parameter, rule)
+    grad_x, grad = fake_quant_kernels.triton_gradient(g, of_scale, x, parameter, rule)
     want_x, want = fake_quant.gradient_reference(g, of_scale, x, parameter, rule)
     assert torch.equal(grad_x, want_x)
     assert close(grad, want)
@@ -160,13 +163,13 @@ def test_kernels_equal_twins(rule: Rule, shape: tuple[int, ...], groups: int) ->
 def test_sign_kernels_equal_twins(per_channel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if DEVICE == "cpu" and not interpreted():
         pytest.skip("no GPU, and Triton's interpreter is off")
-    monkeypatch.setattr(fake_quant, "_PROGRAMS", 2)
+    monkeypatch.setattr(fake_quant_kernels, "_PROGRAMS", 2)
     w = torch.randn(5, 700, device=DEVICE)
     w[0, 0], w[1] = float("nan"), 0
-    got, want = fake_quant.triton_sign(w, per_channel), fake_quant.sign_reference(w, per_channel)
+    got, want = fake_quant_kernels.triton_sign(w, per_channel), fake_quant.sign_reference(w, per_channel)
     assert torch.equal(got[0], want[0]) and torch.allclose(got[1], want[1], rtol=1e-6, equal_nan=True)
     scale = want[1].nan_to_num(0.5)
-    got_grad = fake_quant.triton_sign_gradient(w, scale)
+    got_grad = fake_quant_kernels.triton_sign_gradient(w, scale)
     assert torch.allclose(got_grad, w / scale[:, None], rtol=0, atol=0, equal_nan=True)
 
 

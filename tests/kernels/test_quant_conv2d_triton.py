@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from triton_kernels import layout, quant_conv2d, reference
+from triton_kernels import conv_form, conv_input, layout, quant_conv2d, reference
 from triton_kernels.spec import NO_OUTPUT, Input, Output
 from triton_kernels.tuning import Config
 
@@ -74,7 +74,7 @@ def run(
     packed, shape = layout.pack_weight(codes, bits), tuple(codes.shape)
     steps: dict[str, Any] = {"stride": (stride, stride), "padding": padding, "dilation": (dilation, dilation)}
     want = reference.quant_conv2d(x, packed, bits, shape, scale, bias, **steps, groups=groups, given=given, out=out)
-    form = quant_conv2d.prepare(packed.to(DEVICE), bits, shape, groups, expand=expand)
+    form = conv_form.prepare(packed.to(DEVICE), bits, shape, groups, expand=expand)
     moved = bias if bias is None else bias.to(DEVICE)
     given, out = on_device(given), on_device(out)
     got = quant_conv2d.quant_conv2d(x.to(DEVICE), form, scale.to(DEVICE), moved, given, out, **steps, config=config)
@@ -224,7 +224,8 @@ def test_any_strides_and_tiles() -> None:
 
 @pytest.mark.parametrize("groups", [1, 6])
 def test_long_offsets(monkeypatch: pytest.MonkeyPatch, groups: int) -> None:
-    monkeypatch.setattr(quant_conv2d, "_wide", lambda *tensors: True)
+    for module in (conv_input, quant_conv2d):
+        monkeypatch.setattr(module, "wide", lambda *tensors: True)
     for x, given in (
         (random_x(torch.uint8, 2, 6, 5, 7), Input(zero_point=4)),
         (torch.randn(2, 6, 5, 7), Input(inv_scale=torch.tensor(30.0))),
@@ -266,7 +267,7 @@ def test_empty_batch() -> None:
 
 
 def test_refuses_inputs_without_a_kernel() -> None:
-    form = quant_conv2d.prepare(layout.pack_weight(random_weight(8, 4, 4, 1, 1), 8).to(DEVICE), 8, (4, 4, 1, 1))
+    form = conv_form.prepare(layout.pack_weight(random_weight(8, 4, 4, 1, 1), 8).to(DEVICE), 8, (4, 4, 1, 1))
     x, scale = torch.randn(1, 4, 2, 2, device=DEVICE), torch.ones(4, device=DEVICE)
     with pytest.raises(ValueError, match="got dynamic inputs"):
         quant_conv2d.quant_conv2d(x, form, scale, given=Input(dynamic=True))
