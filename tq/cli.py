@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional
 
-from tq.config import BenchConfig, QuantizeConfig, TrainConfig, from_json, to_dict
+from tq.config import BenchConfig, KernelBenchConfig, QuantizeConfig, TrainConfig, from_json, to_dict
 
 C = TypeVar("C")
 
@@ -155,14 +155,25 @@ class Bench(Unchecked, BenchConfig, Output):
 
     $ tq bench model.safetensors
     $ tq bench last --batch 1 32 256 --json
+    $ tq bench kernels --help
     """
 
     file: Positional[str]
-    """a packed model.safetensors or a run"""
+    """a packed model.safetensors or a run; the word kernels: the operators alone, with flags of their own"""
     config: Path | None = None
     """read settings from this JSON file; flags given beside it win"""
     runs: Path = Path("runs")
     """directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels(Unchecked, KernelBenchConfig, Output):
+    """The operators on matrices and convolutions beside their peers: checked, timed, and against the device's ceilings.
+
+    $ tq bench kernels
+    $ tq bench kernels --only "square.*m=(1|16) w1" --json
+    $ tq bench kernels --only resnet50 --out benchmarks/results/kernels-resnet50.json
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +235,7 @@ COMMANDS: dict[str, type[Output]] = {
     "plot": Plot,
     "tui": Tui,
 }
-_MODULES = {"eval": "evaluate", "predict": "evaluate", "inspect": "evaluate", "plot": "runs"}
+_MODULES = {"eval": "evaluate", "predict": "evaluate", "inspect": "evaluate", "plot": "runs", "kernels": "bench"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -234,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
         flags = parse(argv)
         if flags.out is not None and (flags.out.is_dir() or not flags.out.parent.is_dir()):
             raise ValueError(f"cannot write --out {flags.out}: expected a file name in a directory that exists")
-        name = next(n for n, kind in COMMANDS.items() if kind is type(flags))
+        name = next(n for n, kind in {**COMMANDS, "kernels": Kernels}.items() if kind is type(flags))
         module = import_module(f"tq.commands.{_MODULES.get(name, name)}")
         return int(getattr(module, name)(flags, argv) or 0)
     except (ValueError, OSError) as error:
@@ -247,6 +258,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str]) -> Output:
     """The chosen command with its flags; help and syntax errors end the program (codes 0 and 2). Raises ValueError."""
+    if argv[:2] == ["bench", "kernels"]:
+        return tyro.cli(Kernels, prog="tq bench kernels", args=argv[2:])
     union: Any = None
     for name, kind in COMMANDS.items():
         # the overview shows a line a command, `tq COMMAND --help` the examples too

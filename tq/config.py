@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -216,6 +217,33 @@ class BenchConfig:
             raise ValueError(f"batch needs sizes of at least 1, got {list(self.batch)}")
         if not (math.isfinite(self.seconds) and self.seconds > 0):
             raise ValueError(f"seconds must be a positive number, got {self.seconds}")
+
+
+@dataclass(frozen=True)
+class KernelBenchConfig:
+    """What the benchmark of the operators measures."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N"""
+    only: str | None = None
+    """regular expression, searched in names such as "square 8192x8192 m=16 w4 codes" and
+    "resnet50: 64-64 3x3/1 @56 batch=64 w8 static"; measures only these and their peers"""
+    m: tuple[int, ...] = ()
+    """rows of the matrix products; default: 1 4 16 64 256 4096, or 1 16 in the quick set"""
+    seconds: float = 0.2
+    """time spent on each row, and on a GPU as much again with a cold cache"""
+    quick: bool = False
+    """a small set, about a minute on two cores; the default on a CPU unless --only or --m is given"""
+
+    def __post_init__(self) -> None:
+        if self.m and min(self.m) < 1:
+            raise ValueError(f"m needs numbers of rows of at least 1, got {list(self.m)}")
+        if not (math.isfinite(self.seconds) and self.seconds > 0):
+            raise ValueError(f"seconds must be a positive number, got {self.seconds}")
+        try:
+            re.compile(self.only or "")
+        except re.error as error:
+            raise ValueError(f"only must be a regular expression, got {self.only!r}: {error}") from None
 
 
 def parse_override(rule: str) -> tuple[str, Scheme]:

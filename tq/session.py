@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import signal
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -53,7 +56,8 @@ def execute(config: TrainConfig, run: Run, *, resume: bool, out: Path | None = N
             try:
                 trainer = Trainer(config, run, resume=resume, should_stop=stop)
                 trainer.run()
-                summary = _finish(trainer, out)
+                with _tuning_logged(run):
+                    summary = _finish(trainer, out)
             except Stopped:
                 summary = {"status": "stopped", "step": trainer.at.step, "run": str(run.path)}
                 run.log.emit("end", status="stopped", summary=summary)
@@ -70,6 +74,21 @@ def execute(config: TrainConfig, run: Run, *, resume: bool, out: Path | None = N
             raise error from error.__cause__
     run.log.emit("end", status="ok", summary=summary)
     return summary
+
+
+@contextlib.contextmanager
+def _tuning_logged(run: Run) -> Iterator[None]:
+    """A kernel that tries its tile choices (TQ_TUNE=on, on a GPU) is a phase of the run, not a silent wait."""
+    if importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from triton_kernels import tuning
+
+    def note(op: str, key: Any, seconds: float | None) -> None:
+        run.log.emit("phase", name="autotune" if seconds is None else "pack", kernel=op)
+
+    with tuning.listening(note):
+        yield
 
 
 def _finish(trainer: Any, out: Path | None) -> dict[str, Any]:
