@@ -42,9 +42,10 @@ Notify = Callable[[int, int, str], None]
 def bench(config: KernelBenchConfig, *, notify: Notify, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Check, then time, everything in the set. Returns plain JSON values, which `table` shows.
 
-    {"device", "cpu", "threads", "versions", "implementation", "native", "tuning", "set", "seconds", "finished", "ceilings", "rows", "goals"}; see
-    `_row` for a row and `kernel_goals.goals`. keep: given the result so far after each problem. Ctrl-C ends it early,
-    with "finished" false. Raises ValueError when there is nothing to measure or no such device.
+    {"device", "cpu", "threads", "versions", "implementation", "native", "tuning", "set", "only", "seconds", "finished",
+    "ceilings", "rows", "goals"}; see `_row` for a row and `kernel_goals.goals`. keep: gets the result so far after each
+    problem. Ctrl-C ends it early, with "finished" false. Raises ValueError when there is nothing to measure or no such
+    device.
     """
     device = pick_device(config.device)
     todo = kernel_shapes.problems(config, device)
