@@ -391,7 +391,8 @@ void conv_amx(const Run& run, const Step& s) {
 
 void conv(const Run& run, const Step& s) {
 #ifdef AMX
-    if (run.isa == USE_AMX) return conv_amx(run, s);
+    // a single pixel would leave 15 rows of every tile empty
+    if (run.isa == USE_AMX && s.out_height * s.out_width > 1) return conv_amx(run, s);
 #endif
     conv_vector(run, s);
 }

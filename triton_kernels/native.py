@@ -33,8 +33,6 @@ SOURCE = Path(__file__).with_name("native.cpp")
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
 ISAS = ("plain", "vnni", "amx")
 LANES = 16
-SLACK = 1 << 16
-"""bytes behind the arena: tiles read, and drop, up to 32 pixels past the last one"""
 MOST_CODES = 8
 _KINDS = {"quantize": 0, "conv": 1, "depthwise": 2, "add": 3, "mean": 4, "max_pool": 5, "pad_shortcut": 6}
 
@@ -170,7 +168,7 @@ class Plan:
         self._lock = threading.Lock()
         self._arenas = torch.empty(0, dtype=torch.uint8)
         layout = _Layout(program)
-        self._arena_bytes = layout.size + SLACK
+        self._arena_bytes = layout.size + _slack(program)
         self._steps = (_Step * (len(program.inputs) + len(program.steps)))()
         for j in range(len(program.inputs)):
             self._fill_common(self._steps[j], -1 - j, layout)
@@ -274,6 +272,13 @@ class Plan:
         total = -conv.reads.zero_point * weight.reshape(out, -1).astype(np.int32).sum(1)
         for name, vector in (("correction", total), ("scale", conv.scale), ("bias", conv.bias)):
             setattr(c, name, self._keep(_by_block(np.asarray(vector), blocks)))
+
+
+def _slack(program: Program) -> int:
+    """Bytes behind the values: tiles read, and drop, up to 15 pixels past the last one and 64 bytes past each."""
+    convs = [s for s in program.steps if s.conv is not None]
+    reach = max((16 * s.stride[1] * program.shape(s.source)[0] for s in convs), default=0)
+    return -(-(reach + 64) // 64) * 64
 
 
 class _Layout:

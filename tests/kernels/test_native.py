@@ -136,6 +136,15 @@ def test_extreme_values_saturate_and_nan_is_the_zero_point() -> None:
     check(with_residual, [x.contiguous(), torch.full((1, 8, 2, 2), float("nan"))])
 
 
+def test_wide_layers_read_nothing_outside_of_the_arena() -> None:
+    # as the last value in the arena, with tiles that reach far past its last pixel
+    for channels, size in ((4096, (1, 1)), (2048, (1, 3)), (512, (3, 3))):
+        layer = conv(33, channels, (1, 1), reads=UNSIGNED)
+        program = Program((conv_step(-1, layer, stride=(1, 2)),), ((channels, *size),), (0,))
+        check(program, [torch.randn(2, channels, *size)])
+        assert native._slack(program) >= 15 * 2 * channels + 64
+
+
 def test_sums_beyond_float32() -> None:
     layer = conv(4, 1024, reads=UNSIGNED)
     layer = replace(layer, packed=layout.pack_weight(torch.full((4, 1024, 3, 3), 127, dtype=torch.int8), 8))
