@@ -13,12 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tq import kernel_bench, kernel_ours, kernel_peers, kernel_shapes, kernel_timing
 from tq.cli import main
 from tq.config import KernelBenchConfig
-from tq.kernel_goals import goals, lines
-from tq.kernel_layers import Layer, least_bytes
-from tq.kernel_shapes import Problem, Shape, convolutions, problems
+from tq.kernels import ours as kernel_ours
+from tq.kernels import peers as kernel_peers
+from tq.kernels import run as kernel_bench
+from tq.kernels import shapes as kernel_shapes
+from tq.kernels import timing as kernel_timing
+from tq.kernels.goals import goals, lines
+from tq.kernels.layers import Layer, least_bytes
+from tq.kernels.shapes import Problem, Shape, convolutions, problems
 
 CPU = torch.device("cpu")
 MATRIX = Shape(("square",), (48, 32))

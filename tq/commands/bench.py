@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.progress import Progress
 
-from tq import kernel_bench
 from tq.atomic import atomic
 from tq.bench import bench as run_bench
 from tq.bench import table
@@ -15,6 +14,7 @@ from tq.cli import Bench, Kernels
 from tq.commands.evaluate import file_of
 from tq.commands.output import show, stderr
 from tq.config import BenchConfig, KernelBenchConfig
+from tq.kernels import run as kernel_bench
 
 
 def bench(flags: Bench, argv: list[str]) -> int:

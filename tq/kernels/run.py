@@ -20,14 +20,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tq import kernel_shapes
 from tq.config import KernelBenchConfig
-from tq.kernel_goals import goals, lines
-from tq.kernel_layers import Layer, least_bytes
-from tq.kernel_ours import ours
-from tq.kernel_peers import Contender, peers
-from tq.kernel_shapes import Problem
-from tq.kernel_timing import Clock, ceilings, in_turns
+from tq.kernels import shapes
+from tq.kernels.goals import goals, lines
+from tq.kernels.layers import Layer, least_bytes
+from tq.kernels.ours import ours
+from tq.kernels.peers import Contender, peers
+from tq.kernels.shapes import Problem
+from tq.kernels.timing import Clock, ceilings, in_turns
 from tq.train import pick_device
 from triton_kernels import native, ops
 
@@ -43,13 +43,13 @@ def bench(config: KernelBenchConfig, *, notify: Notify, keep: Callable[[dict[str
     """Check, then time, everything in the set. Returns plain JSON values, which `table` shows.
 
     {"device", "cpu", "threads", "versions", "implementation", "native", "tuning", "set", "only", "seconds", "finished",
-    "ceilings", "rows", "goals"}; see `_row` for a row and `kernel_goals.goals`. keep: gets the result so far after each
+    "ceilings", "rows", "goals"}; see `_row` for a row and `goals.goals`. keep: gets the result so far after each
     problem. Ctrl-C ends it early, with "finished" false. Raises ValueError when there is nothing to measure or no such
     device.
     """
     device = pick_device(config.device)
-    todo = kernel_shapes.problems(config, device)
-    quick = kernel_shapes.is_quick(config, device)
+    todo = shapes.problems(config, device)
+    quick = shapes.is_quick(config, device)
     result = {**_about(device), "set": "quick" if quick else "full", "only": config.only, "seconds": config.seconds}
     result |= {"finished": False, "ceilings": {}, "rows": [], "goals": {}}
     layer: Layer | None = None

@@ -15,8 +15,8 @@ import torch
 import torch._inductor.config as inductor
 from torch import Tensor, nn
 
-from tq.kernel_layers import DTYPES, FLOAT_ERROR, Layer
-from tq.kernel_shapes import Problem
+from tq.kernels.layers import DTYPES, FLOAT_ERROR, Layer
+from tq.kernels.shapes import Problem
 from triton_kernels import reference
 from triton_kernels.layout import unpack_weight
 

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tq.kernel_shapes import convolutions
+from tq.kernels.shapes import convolutions
 
 FEW_ROWS, WIDE, MANY_ROWS, BIG = 16, 8192, 4096, 4096
 Row = dict[str, Any]

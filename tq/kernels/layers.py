@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tq.kernel_shapes import Problem, Shape
+from tq.kernels.shapes import Problem, Shape
 from triton_kernels import reference
 from triton_kernels.layout import code_range, pack_weight, row_bytes, unpack_weight
 from triton_kernels.spec import Input, Output

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tq.kernel_layers import DTYPES, FLOAT_ERROR, Layer
-from tq.kernel_peers import Call, Contender
-from tq.kernel_shapes import Problem
+from tq.kernels.layers import DTYPES, FLOAT_ERROR, Layer
+from tq.kernels.peers import Call, Contender
+from tq.kernels.shapes import Problem
 from triton_kernels import native, ops, reference
 from triton_kernels.spec import Output
 from triton_kernels.steps import Codes, Conv, Program, Step
