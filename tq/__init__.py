@@ -11,7 +11,9 @@ Names load on first use, so that `tq --help` and the dashboard need no torch.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -60,3 +62,14 @@ def _check_kernels() -> None:
             f"the package triton_kernels at {triton_kernels.__path__[0]} is not tq's own; "
             "uninstall the other one or install tq into an environment of its own"
         )
+
+
+class _Package(ModuleType):
+    """Importing the module tq.attach must not put it where the function of that name is."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _HOME or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,56 +1,25 @@
-"""Swap the layers of a float network for their quantized training form, by name; find what can be folded.
-
-The network is read once with torch.fx: which batch normalization follows which layer (and nothing else reads the
-layer's output), and which inputs cannot be negative because they come from a ReLU. A network that torch.fx cannot
-read is still quantized: then no batch normalization is folded, every input is taken as signed, and a warning says so.
-"""
+"""Swap the layers of a float network for their quantized training form, by name; `tq.sites` says which there are."""
 
 from __future__ import annotations
 
 import fnmatch
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
+from torch import nn
 
 from tq.config import parse_override
 from tq.layers import QuantConv2d, QuantLayer, QuantLinear
-from tq.quantizers import ACT_QUANTIZERS, LearnedWeight, ScaledSign
+from tq.quantizers import ACT_QUANTIZERS, ActQuantizer, LearnedWeight, ScaledSign
 from tq.scheme import Scheme, did_you_mean
+from tq.sites import Site as Site
+from tq.sites import sites as sites
 
 FIRST_LAST = ("16", "8", "same")
 WEIGHT_QUANTIZERS = ("auto", "scaled-sign", "lsq")
 GRANULARITIES = ("channel", "tensor")
-
-_PASS = (
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.Flatten,
-    nn.Identity,
-)
-_PASS_NAMES = {
-    *("flatten", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "dropout", "view", "reshape", "mean"),
-    "contiguous",
-}
-_NON_NEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
-_NON_NEGATIVE_NAMES = {"relu", "relu_", "relu6", "sigmoid", "hardsigmoid"}
-
-
-@dataclass(frozen=True)
-class Site:
-    """One conv or linear layer of a network, as `sites` found it."""
-
-    name: str
-    bn: str | None
-    unsigned: bool
 
 
 @dataclass(frozen=True)
@@ -62,35 +31,6 @@ class Coverage:
     shape: tuple[int, ...]
     weight_bits: int
     act_bits: int
-
-
-def sites(model: nn.Module) -> list[Site]:
-    """Every nn.Conv2d and nn.Linear in the order of execution, each once. Shared layers and norms are not folded."""
-    try:
-        graph = fx.Tracer().trace(model)
-    except Exception as error:  # torch.fx raises many kinds of errors for code that it cannot read
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        warnings.warn(
-            f"torch.fx cannot read {type(model).__name__} ({reason}); nothing is folded, all inputs are signed",
-            stacklevel=3,
-        )
-        # torch's own classes only, as in a traced network: a subclass may have another forward
-        return [Site(n, None, False) for n, m in model.named_modules() if type(m) in (nn.Conv2d, nn.Linear)]
-    modules = dict(model.named_modules())
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    times_called: dict[str, int] = {}
-    for node in calls:
-        times_called[str(node.target)] = times_called.get(str(node.target), 0) + 1
-    found: dict[str, Site] = {}
-    for node in calls:
-        name = str(node.target)
-        if isinstance(modules[name], nn.Conv2d | nn.Linear):
-            unsigned = _non_negative(_input(node), modules)
-            if name in found:
-                unsigned = unsigned and found[name].unsigned
-            bn = _following_bn(node, modules) if times_called[name] == 1 else None
-            found[name] = Site(name, bn if bn and times_called[bn] == 1 else None, unsigned)
-    return list(found.values())
 
 
 def attach(
@@ -130,6 +70,9 @@ def attach(
                 f"unknown {what} {word!r}: expected one of {', '.join(words)}{did_you_mean(str(word), words)}"
             )
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
+    inside = next((name for name in ("module", "_orig_mod") if _is_wrapper(model, name)), None)
+    if inside:
+        raise ValueError(f"expected a plain network, got it in a {type(model).__name__}; give its .{inside} instead")
     if quant_layers(model):
         raise ValueError(f"{type(model).__name__} is already quantized; attach to a fresh float network")
     found = sites(model)
@@ -140,7 +83,7 @@ def attach(
     )
     found = [site for site in found if not plan[site.name].is_float]
     for site in found:
-        _check_swap(model, site.name)
+        _check_swap(model, site)
     for site in found:
         bits = plan[site.name]
         layer = model.get_submodule(site.name)
@@ -214,72 +157,60 @@ def quant_layers(model: nn.Module) -> dict[str, QuantLayer]:
 
 
 def coverage(model: nn.Module) -> list[Coverage]:
-    """Every conv and linear layer, quantized or not (16 bits)."""
-    lines = []
+    """Every conv and linear layer, quantized or not (16 bits), and every other weight of two or more dimensions."""
+    lines: list[Coverage] = []
     for name, m in model.named_modules():
         if isinstance(m, nn.Conv2d | nn.Linear):
             w = m.weight_quantizer.bits if isinstance(m, QuantLayer) and m.weight_quantizer is not None else 16
             a = m.input_quantizer.bits if isinstance(m, QuantLayer) and m.input_quantizer is not None else 16
             lines.append(Coverage(name, "conv" if isinstance(m, nn.Conv2d) else "linear", tuple(m.weight.shape), w, a))
+            continue
+        # a transposed convolution, an embedding, a parameter for torch.nn.functional.conv2d: always float
+        lines += [
+            Coverage(
+                name if key == "weight" else f"{name}.{key}".lstrip("."),
+                type(m).__name__.lower(),
+                tuple(p.shape),
+                16,
+                16,
+            )
+            for key, p in m.named_parameters(recurse=False)
+            if p.ndim > 1 and not isinstance(m, ActQuantizer | LearnedWeight | ScaledSign)
+        ]
     return lines
 
 
-def _following_bn(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
-    if len(node.users) != 1:
-        return None
-    user = next(iter(node.users))
-    if user.op != "call_module":
-        return None
-    bn = modules[str(user.target)]
-    layer = modules[str(node.target)]
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    kind = nn.BatchNorm2d if isinstance(layer, nn.Conv2d) else nn.BatchNorm1d
-    # on [B, T, K] BatchNorm1d normalises T, which a linear layer's K channels cannot absorb
-    usable = isinstance(bn, kind) and bn.affine and bn.track_running_stats and bn.num_features == layer.weight.shape[0]
-    return str(user.target) if usable else None
+def _is_wrapper(model: nn.Module, name: str) -> bool:
+    """Whether DataParallel or torch.compile keeps the network under this name; it is the only thing in them."""
+    wrappers = ("torch.nn.parallel.", "torch._dynamo.")
+    return type(model).__module__.startswith(wrappers) and [n for n, _ in model.named_children()] == [name]
 
 
-def _input(node: fx.Node) -> object:
-    """The first argument of a call, however it was passed."""
-    return node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("tensors"))
-
-
-def _check_swap(model: nn.Module, name: str) -> None:
+def _check_swap(model: nn.Module, site: Site) -> None:
     """Raise ValueError for a layer that cannot be replaced by its quantized form."""
-    layer = model.get_submodule(name)
+    name, layer = site.name, model.get_submodule(site.name)
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    leave = f"leave the layer float with {name}=float"
     names = [n for n, m in model.named_modules(remove_duplicate=False) if m is layer]
     if len(names) > 1:
         raise ValueError(
             f"layer {name} is also registered as {names[1]}; keep one name, or leave it float with {name}=float"
         )
+    if site.read:
+        raise ValueError(f"the tensors of layer {name} are also read by the network's own code; {leave}")
+    if not isinstance(layer.weight, nn.Parameter):
+        raise ValueError(
+            f"the weight of layer {name} is computed anew in each call (weight or spectral norm, pruning); make it a "
+            f"plain parameter, e.g. with torch.nn.utils.parametrize.remove_parametrizations, or {leave}"
+        )
+    if layer.weight.dtype != torch.float32:
+        kind = str(layer.weight.dtype).removeprefix("torch.")
+        raise ValueError(f"expected float32 weights, got {kind} in layer {name}; call model.float() first, or {leave}")
     if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
         raise ValueError(
             f"layer {name} has padding {layer.padding!r} of mode {layer.padding_mode!r}, but a quantized conv needs "
-            f"zero padding given in numbers; change it, or leave the layer float with {name}=float"
+            f"zero padding given in numbers; change it, or {leave}"
         )
-
-
-def _non_negative(node: object, modules: dict[str, nn.Module]) -> bool:
-    """Whether a graph value can only be >= 0: walks back through pooling, reshaping, sums and concatenations."""
-    if not isinstance(node, fx.Node) or node.op in ("placeholder", "get_attr"):
-        return False
-    if node.op == "call_module":
-        module = modules[str(node.target)]
-        if isinstance(module, _NON_NEGATIVE):
-            return True
-        return isinstance(module, _PASS) and _non_negative(_input(node), modules)
-    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    if name in _NON_NEGATIVE_NAMES:
-        return True
-    if name in _PASS_NAMES or node.target in (F.max_pool2d, F.avg_pool2d):
-        return _non_negative(_input(node), modules)
-    if name == "cat":
-        parts = _input(node)
-        return isinstance(parts, list | tuple) and all(_non_negative(part, modules) for part in parts)
-    if name in ("add", "iadd", "add_"):
-        parts = [*node.args, *node.kwargs.values()]  # with torch.add's alpha
-        return all(part >= 0 if isinstance(part, int | float) else _non_negative(part, modules) for part in parts)
-    return False
 
 
 def to_channels_last(model: nn.Module) -> nn.Module:

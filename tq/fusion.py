@@ -18,10 +18,12 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner
 from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.shape_prop import ShapeProp
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tq.lower import image, kind, lower, supported
 from tq.models import PadShortcut
 from tq.packed import PackedLayer
+from tq.relu6 import without_relu6
 from triton_kernels import chain
 from triton_kernels.native import mean_is_exact, why_not
 from triton_kernels.steps import Program
@@ -57,15 +59,23 @@ def fuse(model: nn.Module, example: Tensor, *, impl: str = "auto") -> nn.Module:
     try:
         traced = fx.GraphModule(model, _Tracer().trace(model))
     except Exception as error:  # torch.fx raises many kinds of errors for code that it cannot read
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         warnings.warn(f"torch.fx cannot read {type(model).__name__} ({reason}); it is not fused", stacklevel=2)
         return model
     with torch.no_grad():
-        ShapeProp(traced).propagate(example)
+        # copies: the network's first operation may be in place
+        expected = model(example.clone())
+        without_relu6(traced)
+        ShapeProp(traced).propagate(example.clone())
         plan = impl in ("auto", "native") and example.device.type == "cpu" and not why_not()
         whole = _partitioned(traced, plan)
-        for name, (part, inputs, outputs) in _record(whole, example).items():
+        for name, (part, inputs, outputs) in _record(whole, example.clone()).items():
             whole.set_submodule(name, _replacement(part, inputs, outputs, impl))
+        if not _same(whole(example.clone()), expected):
+            warnings.warn(
+                f"{type(model).__name__} would predict otherwise when fused; it is left as it was", stacklevel=2
+            )
+            return model
     return whole.eval()
 
 
@@ -101,17 +111,28 @@ def _partitioned(traced: fx.GraphModule, native: bool) -> fx.GraphModule:
 
 
 def _record(whole: nn.Module, example: Tensor) -> dict[str, tuple[fx.GraphModule, tuple[Tensor, ...], Any]]:
-    """Every part, what goes into it and what comes out of it when the network runs on the example."""
-    seen: dict[str, tuple[fx.GraphModule, tuple[Tensor, ...], Any]] = {}
+    """Every part, what goes into it and what comes out of it when the network runs on the example.
 
-    def note(name: str) -> Callable[..., None]:
+    These are copies, because an operation in place, inside or behind a part, would overwrite them.
+    """
+    seen: dict[str, tuple[fx.GraphModule, tuple[Tensor, ...], Any]] = {}
+    given: dict[str, tuple[Tensor, ...]] = {}
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(module: Any, inputs: tuple[Tensor, ...]) -> None:
+            given[name] = tuple(x.clone() for x in inputs)
+
+        return hook
+
+    def after(name: str) -> Callable[..., None]:
         def hook(module: Any, inputs: tuple[Tensor, ...], outputs: Any) -> None:
-            seen[name] = (module, inputs, outputs)
+            seen[name] = (module, given[name], tree_map(torch.clone, outputs))
 
         return hook
 
     parts = {name: part for name, part in whole.named_children() if name.startswith("fused_")}
-    handles = [part.register_forward_hook(note(name)) for name, part in parts.items()]
+    handles = [part.register_forward_pre_hook(before(name)) for name, part in parts.items()]
+    handles += [part.register_forward_hook(after(name)) for name, part in parts.items()]
     whole(example)
     for handle in handles:
         handle.remove()
@@ -124,8 +145,16 @@ def _replacement(part: fx.GraphModule, inputs: tuple[Tensor, ...], outputs: Any,
     vectors = tuple(y.dim() == 2 for y in expected)
     for choice in chain.choices(program, inputs[0].device, impl):
         fused = Fused(program, vectors, *chain.executor(program, inputs[0].device, choice))
-        got = fused(*inputs)
-        if all(torch.equal(a, b) for a, b in zip(got if isinstance(got, tuple) else (got,), expected, strict=True)):
+        if _same(fused(*inputs), tuple(expected) if len(expected) > 1 else expected[0]):
             return fused
     warnings.warn(f"{len(program.steps)} fused steps would change predictions and are left as they were", stacklevel=3)
     return part
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two results have the same tensors, bit for bit (NaN is NaN)."""
+    ours, theirs = ([x for x in tree_leaves(result) if isinstance(x, Tensor)] for result in (a, b))
+    return len(ours) == len(theirs) and all(
+        x.equal(y) or (x.isnan().equal(y.isnan()) and x.nan_to_num(7).equal(y.nan_to_num(7)))
+        for x, y in zip(ours, theirs, strict=True)
+    )

@@ -27,6 +27,9 @@ from torch import Tensor, nn
 
 from tq._torchvision import import_torchvision
 
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.")
+
 
 class PadShortcut(nn.Module):
     """Option A: every second pixel, and zero channels added evenly on both sides. [N,C,H,W] -> [N,C',H/2,W/2]"""
@@ -184,15 +187,13 @@ def build(name: str, *, num_classes: int, in_channels: int = 3, image_size: int 
 def weights_from(path: str | Path) -> dict[str, Tensor]:
     """The float tensors of a .safetensors, .pt, .pth or .th file by name, on the CPU.
 
-    Wrappers are undone: the keys `state_dict` and `model`, and the prefixes `module.` (DataParallel) and
-    `_orig_mod.` (torch.compile) when all names have them. Nothing but tensors is unpickled.
+    Wrappers are undone: the keys of `_WRAPPERS`, whatever lies beside them, and the prefixes `module.` (DataParallel)
+    and `_orig_mod.` (torch.compile) when all names have them. Nothing but tensors is unpickled.
     Raises ValueError naming the file when it is missing, damaged, not a state dict, or holds NaN or infinity.
     """
     path = Path(path)
     state = _read(path)
-    while (inner := next((state[key] for key in ("state_dict", "model") if key in state), None)) is not None:
-        if not isinstance(inner, Mapping):
-            break
+    while (inner := next((state[k] for k in _WRAPPERS if isinstance(state.get(k), Mapping)), None)) is not None:
         state = dict(inner)
     tensors = {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors or len(tensors) < len(state):
@@ -202,7 +203,7 @@ def weights_from(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a state dict of tensors ({odd}); save model.state_dict() to it")
     if packed := next((name for name in tensors if name.endswith(".weight_packed")), None):
         raise ValueError(f"{path} is already a packed tq model ({packed}); float weights are needed here")
-    while prefix := next((p for p in ("module.", "_orig_mod.") if all(name.startswith(p) for name in tensors)), None):
+    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
         tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -227,9 +228,15 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], *, where: str | Pat
         if names
     ]
     if parts:
-        raise ValueError(
-            f"{where} does not fit the model: {'; '.join(parts)}; is this a file of another model? pass --model"
-        )
+        prefix = next((p for p in _PREFIXES if any(f".{p}" in f".{name}" for name in unexpected)), None)
+        advice = "is this a file of another model? pass --model"
+        if prefix:
+            of = sum(f".{prefix}" in f".{name}" for name in state)
+            advice = (
+                f"{of} of its {len(state)} names have the wrapper's {prefix!r}, which is taken off only where all "
+                "begin with it; save the state_dict of the network without its wrapper"
+            )
+        raise ValueError(f"{where} does not fit the model: {'; '.join(parts)}; {advice}")
     model.load_state_dict(dict(state), strict=True)
 
 

@@ -22,6 +22,7 @@ from tq.evaluate import evaluate
 from tq.file_format import Info
 from tq.layers import EXACT_FLOAT32, channels_last
 from tq.models import build, load_into, weights_from
+from tq.ptq.images import check_forward
 from tq.ptq.quantize import quantize as quantize_model
 from tq.train import describe, model_args, pick_device
 from tq.verify import save_verified
@@ -58,6 +59,10 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
     def test() -> Any:
         return datasets.eval_batches(data.test, batch_size=config.batch_size, device=device, mean=mean, std=std)
 
+    answer = check_forward(model, next(iter(test()))[0][:2])
+    if not isinstance(answer, Tensor) or answer.dim() != 2:
+        got = f"a {type(answer).__name__}" + (f" {list(answer.shape)}" if isinstance(answer, Tensor) else "")
+        raise ValueError(f"expected {name} to answer with logits [N, classes], got {got}; let its factory wrap it")
     log.print(f"float accuracy on {len(data.test):,} test images ...")
     float_result = evaluate(model, test())
     info = describe(name, data, mean, std, {})

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tq.attach import attach
 from tq.ptq.calibrate import calibrate
+from tq.ptq.images import checked
 from tq.scheme import Scheme
 
 
@@ -36,9 +37,10 @@ def quantize(
         override: PATTERN=SCHEME, the last match wins.
 
     Raises:
-        ValueError: no image, NaN or infinity, a pattern that matches no layer, nothing to quantize.
+        ValueError: no image, NaN or infinity, a network that does not run on the images alone, a pattern that matches
+            no layer, nothing to quantize.
     """
+    images = checked(model, loader)
     attach(model, scheme, first_last=first_last, override=override, granularity=granularity)
-    images: Iterable[Tensor] = (batch[0] if isinstance(batch, list | tuple) else batch for batch in loader)
     calibrate(model.eval(), images, weight_range=weight_range, act_range=act_range, percentile=percentile)
     return model
