@@ -170,6 +170,8 @@ BAD = [
     (("train", "--resume", "last", "--epochs", "3"), "drop --epochs"),
     (("eval", "missing.safetensors"), "does not exist"),
     (("eval", "nothing-like-it"), "no run"),
+    (("export", "missing.safetensors", "--pt2", "m.pt2"), "does not exist"),
+    (("verify", "missing.safetensors"), "does not exist"),
     (("runs", "show"), "needs a run"),
     (("quantize", "missing.pt"), "missing.pt"),
 ]

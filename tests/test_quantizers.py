@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tq.quantizers import (
     ACT_QUANTIZERS,
@@ -62,6 +64,30 @@ def test_learned_step_with_zero_point() -> None:
     x = torch.tensor([[-9.0, -1.5, -0.74, 0.0, 0.26, 6.0, 9.0]])
     wanted = torch.tensor([[-3.0, -3, -1, 0, 1, 12, 12]])
     assert torch.equal(quantizer.codes(x), wanted) and torch.equal(quantizer(x)[0], wanted)
+
+
+def test_zero_point_is_in_the_state_dict() -> None:
+    quantizer, other = LearnedStep(4, signed=True), LearnedStep(4, signed=True)
+    assert set(quantizer.state_dict()) == {"step"}
+    quantizer.set_range(0.5, zero_point=-3)
+    saved = nn.Sequential(quantizer).state_dict()
+    nn.Sequential(other).load_state_dict(saved)
+    assert other.zero_point == -3 and isinstance(other.zero_point, int) and float(other.scale()) == 0.5
+    assert copy.deepcopy(other).zero_point == -3
+    # a checkpoint without the entry, as of before, means 0; the caller's dict is left whole
+    other.load_state_dict({"step": torch.tensor(0.25)})
+    assert other.zero_point == 0 and set(saved) == {"0.step", "0.zero_point"}
+
+
+def test_zero_point_under_compile() -> None:
+    quantizer = LearnedStep(4, signed=True)
+    quantizer.set_range(0.5, zero_point=-3)
+    torch.compiler.reset()
+    compiled = torch.compile(quantizer, fullgraph=True, backend="eager")
+    x = torch.randn(2, 9) * 5
+    assert torch.equal(compiled(x)[0], quantizer(x)[0])
+    compiled.load_state_dict({"_orig_mod.step": torch.tensor(0.5), "_orig_mod.zero_point": torch.tensor(5)})
+    assert quantizer.zero_point == 5 and torch.equal(compiled(x)[0], quantizer(x)[0])
 
 
 @pytest.mark.parametrize(("bits", "signed"), RANGES)

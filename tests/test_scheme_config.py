@@ -53,7 +53,13 @@ BAD = [
     (TrainConfig, "act_quantizer", "lqs", "'lsq'"),
     (TrainConfig, "weight_quantizer", "sign", "scaled-sign"),
     (TrainConfig, "granularity", "chanel", "'channel'"),
-    (TrainConfig, "optimizer", "adam", "'adamw'"),
+    (TrainConfig, "optimizer", "adan", "'adam'"),
+    *[(TrainConfig, "qp", value, "qp must be from 0 to 32") for value in (-1, 33)],
+    (TrainConfig, "qp", 3, "of optimizer qsgd, qtadam, qtadamw, but the optimizer is sgd"),
+    (TrainConfig, "resolution", "scheduled", "but the optimizer is sgd; drop it"),
+    (TrainConfig, "resolution", "log", "'log-t'"),
+    (TrainConfig, "compensation_kappa", NAN, "at least 0"),
+    *[(TrainConfig, "compensation_tau0", value, "from 0 to 1") for value in (-0.1, 1.1, NAN)],
     (TrainConfig, "hysteresis", -0.1, "at least 0"),
     (TrainConfig, "hysteresis_mode", "lop", "'loop'"),
     *[(TrainConfig, "lr", value, "positive") for value in (0, -1.0, NAN, INF)],
@@ -101,6 +107,10 @@ def test_bad_values(kind: type, key: str, value: Any, hint: str) -> None:
         ({"optimizer": "hysteresis-sgd", "scheme": "w2a2"}, "1-bit"),
         ({"optimizer": "hysteresis-sgd", "weight_quantizer": "lsq"}, "scaled-sign"),
         ({"weight_quantizer": "scaled-sign", "scheme": "w4a4"}, "use lsq"),
+        ({"optimizer": "qsgd", "resolution": "scheduled", "qp": 4}, "of resolution on-demand, log-t"),
+        ({"optimizer": "qtadamw", "resolution": "log-t", "shared_resolution": False}, "of resolution on-demand, but"),
+        ({"optimizer": "qtadamw", "compensation_tau0": 0.2}, "of resolution scheduled, but"),
+        ({"optimizer": "adamw", "compensation_kappa": 1.0}, "but the optimizer is adamw"),
     ],
 )
 def test_values_that_do_not_go_together(values: dict[str, Any], hint: str) -> None:
@@ -195,8 +205,10 @@ def test_every_choice_has_a_known_default() -> None:
     for kind in (TrainConfig, QuantizeConfig, BenchConfig):
         for field in kind.__dataclass_fields__.values():
             if words := choices(field):
+                # the resolution is a setting of some optimizers only
+                others = {"optimizer": "qsgd"} if field.name == "resolution" else {}
                 assert field.default in words and all(
-                    kind(**{field.name: word}) for word in words if word != "hysteresis-sgd"
+                    kind(**others | {field.name: word}) for word in words if word != "hysteresis-sgd"
                 )
 
 

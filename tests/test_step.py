@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from tq.attach import attach
 from tq.config import TrainConfig
 from tq.meters import StepMeter
-from tq.optim import HysteresisSGD
+from tq.optim import QSGD, HysteresisSGD, QtAdamW, Resolution
 from tq.ptq.calibrate import calibrate
 from tq.quantizers import PACT, ScaledSign
-from tq.step import FlipMeter, TrainStep, learning_rate, make_optimizer
+from tq.step import FlipMeter, TrainStep, learning_rate, make_optimizer, resolution_of
 
-OPTIMIZERS = ("sgd", "adamw", "hysteresis-sgd")
+OPTIMIZERS = ("sgd", "adam", "adamw", "hysteresis-sgd", "qsgd", "qtadam", "qtadamw")
 
 
 class Tiny(nn.Module):
@@ -63,6 +63,8 @@ def graph_only(monkeypatch: pytest.MonkeyPatch) -> None:
         *[(optimizer, {}) for optimizer in OPTIMIZERS],
         ("sgd", {"act_quantizer": "pact", "amp": True}),
         ("hysteresis-sgd", {"hysteresis_mode": "one-step", "hysteresis_relative": True}),
+        ("qsgd", {"resolution": "scheduled", "amp": True}),
+        ("qtadamw", {"shared_resolution": False, "qp": 8}),
     ],
 )
 def test_train_step_is_one_graph_and_never_recompiles(
@@ -72,7 +74,7 @@ def test_train_step_is_one_graph_and_never_recompiles(
     plain = tiny(config)
     compiled = copy.deepcopy(plain)
     steps = [
-        TrainStep(m, make_optimizer(m, config), compile=c, amp=config.amp)
+        TrainStep(m, make_optimizer(m, config, steps_per_epoch=3), compile=c, amp=config.amp)
         for m, c in ((plain, False), (compiled, True))
     ]
 
@@ -147,6 +149,21 @@ def test_make_optimizer_passes_the_settings_on() -> None:
     assert {key: made.param_groups[2][key] for key in wanted} == wanted
 
 
+def test_make_optimizer_gives_the_resolution_its_time() -> None:
+    config = TrainConfig(optimizer="qsgd", resolution="scheduled", compensation_kappa=3.0, compensation_tau0=0.2)
+    made = make_optimizer(tiny(config), config, epochs=20, steps_per_epoch=7)
+    assert isinstance(made, QSGD) and made.param_groups[0]["momentum"] == 0.9
+    assert made.rule == Resolution("scheduled", kappa=3.0, tau0=4.0, steps_per_epoch=7)
+    with pytest.raises(ValueError, match="steps_per_epoch"):
+        make_optimizer(tiny(config), config)
+    config = TrainConfig(optimizer="qtadamw", qp=5, shared_resolution=False)
+    made = make_optimizer(tiny(config), config)
+    assert isinstance(made, QtAdamW) and made.rule == Resolution(start=5, shared=False, tau0=5.0)
+    p = resolution_of(made)
+    assert p is not None and p.tolist() == [5, 5, 5]
+    assert resolution_of(make_optimizer(tiny(config), TrainConfig())) is None
+
+
 def test_make_optimizer_tells_the_quantizers_who_holds_the_weights() -> None:
     model = tiny(TrainConfig())
     for optimizer, held in (("hysteresis-sgd", True), ("sgd", False)):
@@ -195,10 +212,12 @@ def test_step_meter(monkeypatch: pytest.MonkeyPatch) -> None:
     meter = StepMeter(torch.device("cpu"))
     flips: Callable[[], Tensor | None] = lambda: torch.tensor(0.06)  # noqa: E731
     clock[0] = 0.1
-    assert meter.add(torch.tensor(2.0), torch.tensor(3), 10, flips) is None
+    p: Callable[[], Tensor | None] = lambda: torch.tensor([3.0, 4.5, 7.0])  # noqa: E731
+    assert meter.add(torch.tensor(2.0), torch.tensor(3), 10, flips, p) is None
     clock[0] = 0.5
-    fields = meter.add(torch.tensor(4.0), torch.tensor(1), 6, flips)
+    fields = meter.add(torch.tensor(4.0), torch.tensor(1), 6, flips, lambda: None)
     assert fields == pytest.approx({"loss": 3.0, "acc": 25.0, "flip_rate": 0.03, "img_s": 32.0})
     clock[0] = 1.0
-    fields = meter.add(torch.tensor(1.0), torch.tensor(1), 1, lambda: None)
-    assert fields == pytest.approx({"loss": 1.0, "acc": 100.0, "img_s": 2.0})
+    fields = meter.add(torch.tensor(1.0), torch.tensor(1), 1, lambda: None, p)
+    resolution = {"p_min": 3.0, "p_mean": 4.5, "p_max": 7.0}
+    assert fields == pytest.approx({"loss": 1.0, "acc": 100.0, "img_s": 2.0} | resolution)

@@ -65,7 +65,15 @@ def test_the_seed_reproduces_the_weights(tmp_path: Path, change: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"optimizer": "hysteresis-sgd"}, {"act_quantizer": "pact", "amp": True}], ids=["hysteresis", "pact-amp"]
+    "change",
+    [
+        {"optimizer": "hysteresis-sgd"},
+        {"act_quantizer": "pact", "amp": True},
+        {"optimizer": "qsgd", "resolution": "scheduled"},
+        {"optimizer": "qtadam", "resolution": "log-t", "lr": 0.003},
+        {"optimizer": "qtadamw", "shared_resolution": False, "qp": 6, "lr": 0.003},
+    ],
+    ids=["hysteresis", "pact-amp", "qsgd", "qtadam", "qtadamw"],
 )
 def test_a_stop_in_the_middle_of_an_epoch_changes_nothing(tmp_path: Path, change: dict) -> None:
     config = TrainConfig(**SMALL | change | {"float_epochs": 1, "epochs": 2})
@@ -92,11 +100,22 @@ def test_the_summary_and_the_log(tmp_path: Path) -> None:
     assert {"start", "phase", "step", "eval", "size", "checkpoint", "end"} <= set(kinds)
     assert next(e["acc"] for e in log if e["k"] == "eval") == summary["float_accuracy"]
     assert any("flip_rate" in e for e in log if e["k"] == "step")
+    assert not any("p_mean" in e for e in log if e["k"] == "step")
     sizes = [e["packed_bytes"] for e in log if e["k"] == "size"]
     assert sizes[-1] == summary["bytes"]
     # known before the first step, but for the metadata that only the end knows
     assert abs(sizes[-2] - sizes[-1]) < 200
     assert log[-1]["status"] == "ok"
+
+
+def test_the_log_of_a_rising_resolution(tmp_path: Path) -> None:
+    config = TrainConfig(**SMALL | {"optimizer": "qsgd", "scheme": "float", "epochs": 3, "lr": 0.1})
+    summary, path = trained(tmp_path, config)
+    steps = [e for e in events.tail(path / "events.jsonl")[0] if e["k"] == "step"]
+    assert all(0 <= e["p_min"] <= e["p_mean"] <= e["p_max"] <= 32 for e in steps)
+    assert sorted(e["p_mean"] for e in steps) == [e["p_mean"] for e in steps]
+    assert steps[-1]["p_mean"] > 2
+    assert summary["trained_accuracy"] > 50
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:

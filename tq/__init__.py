@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tq.conversion import convert as convert
     from tq.file_format import Info as Info
     from tq.fusion import fuse as fuse
-    from tq.ptq.quantize import quantize as quantize
+    from tq.post_training import quantize as quantize
     from tq.scheme import Scheme as Scheme
 
 __version__ = "0.1.0"
@@ -38,7 +38,7 @@ _HOME = {
     "inspect": "tq.checkpoint",
     "Info": "tq.file_format",
     "fuse": "tq.fusion",
-    "quantize": "tq.ptq.quantize",
+    "quantize": "tq.post_training",
     "Scheme": "tq.scheme",
 }
 __all__ = sorted(_HOME)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from tq.byte_size import parse_size
 from tq.scheme import ACT_BITS, Scheme, did_you_mean
 
 C = TypeVar("C")
@@ -24,6 +25,15 @@ MODELS = (
 )
 DATASETS = ("digits", "mnist", "cifar10", "cifar100", "imagefolder")
 PEERS = ("openvino", "onnxruntime")
+QUANTIZED_UPDATE = ("qsgd", "qtadam", "qtadamw")
+# the settings of their updates, and the rules that read each
+RESOLUTION_SETTINGS = {
+    "resolution": ("on-demand", "scheduled", "log-t"),
+    "qp": ("on-demand", "log-t"),
+    "shared_resolution": ("on-demand",),
+    "compensation_kappa": ("scheduled",),
+    "compensation_tau0": ("scheduled",),
+}
 
 
 @dataclass(frozen=True)
@@ -55,8 +65,9 @@ class TrainConfig:
     """auto: scaled-sign at 1 bit, lsq (learned step) above"""
     granularity: Literal["channel", "tensor"] = "channel"
     """one weight scale per output channel or per tensor"""
-    optimizer: Literal["sgd", "adamw", "hysteresis-sgd"] = "sgd"
-    """hysteresis-sgd keeps the latent weights in its state (1-bit weights only)"""
+    optimizer: Literal["sgd", "adam", "adamw", "hysteresis-sgd", "qsgd", "qtadam", "qtadamw"] = "sgd"
+    """hysteresis-sgd keeps latent weights in its state (1 bit only);
+    qsgd, qtadam and qtadamw quantize their updates"""
     hysteresis: float = 0.1
     """threshold that a latent weight must pass on the other side before its sign flips"""
     hysteresis_mode: Literal["loop", "one-step"] = "loop"
@@ -64,12 +75,23 @@ class TrainConfig:
     one-step: use the raw latent weight for that step, as published in code"""
     hysteresis_relative: bool = False
     """threshold in units of the weight scale instead of latent units"""
+    resolution: Literal["on-demand", "scheduled", "log-t"] = "on-demand"
+    """when quantized updates get finer: on-demand (when a tensor's would all be zero),
+    scheduled (with the epochs) or log-t (with the steps)"""
+    qp: int = 0
+    """resolution that on-demand and log-t start with: updates are multiples of 2^-qp, 0 to 32"""
+    shared_resolution: bool = True
+    """on-demand: one resolution for all tensors, as published; else one for each"""
+    compensation_kappa: float = 2.0
+    """scheduled: how fast the compensation ends, per epoch"""
+    compensation_tau0: float = 0.5
+    """scheduled: fraction of the epochs after which the compensation has fallen to half"""
     lr: float = 0.05
     """peak learning rate"""
     momentum: float = 0.9
-    """momentum of sgd and hysteresis-sgd"""
+    """momentum of sgd, hysteresis-sgd and qsgd"""
     weight_decay: float = 1e-4
-    """L2 for sgd and hysteresis-sgd, decoupled for adamw"""
+    """L2 for sgd, hysteresis-sgd, qsgd, adam and qtadam, decoupled for adamw and qtadamw"""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """learning rate over the run; step: x0.1 at --milestones"""
     milestones: tuple[float, ...] = (0.3, 0.6, 0.9)
@@ -102,8 +124,9 @@ class TrainConfig:
         _known("dataset", self.dataset, DATASETS)
         for name in ("batch_size", "epochs"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("float_epochs", "hysteresis", "momentum", "weight_decay", "warmup", "seed"):
+        for name in ("float_epochs", "hysteresis", "momentum", "weight_decay", "warmup", "seed", "compensation_kappa"):
             _at_least(name, getattr(self, name), 0)
+        _check_resolution(self)
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2^63, got {self.seed}")
         if self.image_size is not None:
@@ -147,10 +170,12 @@ class QuantizeConfig:
     """per channel, like mean"""
     calib: int = 512
     """number of calibration images, taken from the training split without labels"""
-    weight_range: Literal["minmax", "percentile", "mse"] = "mse"
-    """how a weight's range is chosen"""
-    act_range: Literal["minmax", "percentile", "mse"] = "mse"
-    """how an activation's range is chosen"""
+    weight_range: Literal["auto", "minmax", "percentile", "mse", "lp"] = "auto"
+    """how a weight's range is chosen; auto: minmax from 4 bits on, mse below; lp: least cubed error"""
+    act_range: Literal["minmax", "percentile", "mse", "entropy"] = "mse"
+    """how an activation's range is chosen; entropy: least KL divergence, as TensorRT"""
+    act_symmetric: bool = True
+    """no zero points; otherwise inputs that can be negative get one"""
     percentile: float = 99.99
     """share of the values, in percent, that a percentile range covers"""
     granularity: Literal["channel", "tensor"] = "channel"
@@ -159,6 +184,12 @@ class QuantizeConfig:
     """bits of the first and the last layer: 16 (float), 8, or the same as the scheme"""
     override: tuple[str, ...] = ()
     """PATTERN=SCHEME per layer name, the last match wins"""
+    effort: Literal["none", "fast", "default", "best"] = "default"
+    """how long to win accuracy back: not at all, seconds, minutes, tens of minutes"""
+    target_size: str | None = None
+    """largest file, such as 60KB: weight bits are chosen layer by layer, the scheme's at most"""
+    max_drop: float | None = None
+    """the same for a drop instead: most calibration images, in percent, that may change their class before recovery"""
     tolerance: float = 0.0
     """largest allowed difference of a logit between the simulated and the packed model, in logits"""
     seed: int = 0
@@ -183,6 +214,12 @@ class QuantizeConfig:
         _at_least("seed", self.seed, 0)
         if self.image_size is not None:
             _at_least("image_size", self.image_size, 1)
+        if self.target_size is not None and self.max_drop is not None:
+            raise ValueError("bits are chosen for either target_size or max_drop; give one of them")
+        if self.target_size is not None:
+            parse_size(self.target_size)
+        if self.max_drop is not None:
+            _at_least("max_drop", self.max_drop, 0)
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile must be above 50 and at most 100, got {self.percentile}")
         for rule in self.override:
@@ -244,6 +281,24 @@ class KernelBenchConfig:
             re.compile(self.only or "")
         except re.error as error:
             raise ValueError(f"only must be a regular expression, got {self.only!r}: {error}") from None
+
+
+def _check_resolution(config: TrainConfig) -> None:
+    """Ranges, and that a setting of the quantized updates is not given where nothing reads it."""
+    if not 0 <= config.qp <= 32:
+        raise ValueError(f"qp must be from 0 to 32, got {config.qp}")
+    if not 0 <= config.compensation_tau0 <= 1:
+        raise ValueError(f"compensation_tau0 must be a fraction from 0 to 1, got {config.compensation_tau0}")
+    default = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, rules in RESOLUTION_SETTINGS.items():
+        if getattr(config, name) == default[name]:
+            continue
+        if config.optimizer not in QUANTIZED_UPDATE:
+            users = ", ".join(QUANTIZED_UPDATE)
+            raise ValueError(f"{name} is of optimizer {users}, but the optimizer is {config.optimizer}; drop it")
+        if config.resolution not in rules:
+            users = ", ".join(rules)
+            raise ValueError(f"{name} is of resolution {users}, but the resolution is {config.resolution}; drop it")
 
 
 def parse_override(rule: str) -> tuple[str, Scheme]:

@@ -31,31 +31,42 @@ class StepMeter:
         self._reset()
 
     def add(
-        self, loss: Tensor, correct: Tensor, images: int, flip_rate: Callable[[], Tensor | None]
+        self,
+        loss: Tensor,
+        correct: Tensor,
+        images: int,
+        flip_rate: Callable[[], Tensor | None],
+        resolution: Callable[[], Tensor | None],
     ) -> dict[str, float] | None:
-        """Count one step (0-dim tensors). Returns the fields of a `step` event when one is due, else None."""
+        """Count one step (0-dim tensors). Returns the fields of a `step` event when one is due, else None.
+
+        The two functions are asked only then; `resolution` gives [3], the smallest, mean and largest p.
+        """
         self.loss, self.correct = self.loss + loss, self.correct + correct
         self.steps += 1
         self.images += images
         elapsed = time.monotonic() - self.since
         if elapsed < REPORT_EVERY_S:
             return None
-        flips = flip_rate()
-        values = torch.stack([self.loss / self.steps, self.correct * (100.0 / self.images)])
-        if flips is not None:
-            values = torch.cat([values, (flips / self.steps).view(1)])
+        values = {"loss": self.loss / self.steps, "acc": self.correct * (100.0 / self.images)}
+        if (flips := flip_rate()) is not None:
+            values["flip_rate"] = flips / self.steps
+        if (p := resolution()) is not None:
+            values |= dict(zip(("p_min", "p_mean", "p_max"), p.unbind(), strict=True))
+        names, packed = tuple(values), torch.stack(list(values.values()))
         images_per_s = self.images / elapsed
         self._reset()
         if not self.cuda:
-            return _fields(values, images_per_s)
+            return _fields(names, packed, images_per_s)
         earlier = self.pending
         event = torch.cuda.Event()
-        host = values.to("cpu", non_blocking=True)
+        host = packed.to("cpu", non_blocking=True)
         event.record()
         self.pending = (host, event, images_per_s)
         if earlier is None or not earlier[1].query():
             return None
-        return _fields(earlier[0], earlier[2])
+        # the names are those of every report of this run
+        return _fields(names, earlier[0], earlier[2])
 
     def _reset(self) -> None:
         self.loss = self.correct = 0.0
@@ -63,9 +74,8 @@ class StepMeter:
         self.since = time.monotonic()
 
 
-def _fields(values: Tensor, images_per_s: float) -> dict[str, float]:
-    fields = dict(zip(("loss", "acc", "flip_rate"), values.tolist(), strict=False))
-    return {**fields, "img_s": images_per_s}
+def _fields(names: tuple[str, ...], values: Tensor, images_per_s: float) -> dict[str, float]:
+    return {**dict(zip(names, values.tolist(), strict=True)), "img_s": images_per_s}
 
 
 def system_load(device: torch.device) -> dict[str, float]:

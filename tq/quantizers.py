@@ -17,6 +17,7 @@ states its rule. Codes are integer-valued floats, centred on zero (a zero point 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -125,7 +126,18 @@ class ActQuantizer(nn.Module):
         self.bits = bits
         self.signed = signed
         self.qmin, self.qmax = act_range(bits, signed=signed)
+        # a Python int, so that a compiled graph holds it as a constant; the two methods below keep it in state dicts
         self.zero_point = 0
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.zero_point:
+            destination[prefix + "zero_point"] = torch.tensor(self.zero_point)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # no entry is a zero point of 0, as in every checkpoint from before there was one
+        self.zero_point = int(state_dict.pop(prefix + "zero_point", 0))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def binary(self) -> bool:

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from tq.attach import quant_layers
-from tq.config import TrainConfig
-from tq.optim import HysteresisSGD
+from tq.config import QUANTIZED_UPDATE, TrainConfig
+from tq.optim import QSGD, HysteresisSGD, QtAdam, QtAdamW, QuantizedUpdate, Resolution
 from tq.quantizers import PACT, ScaledSign
 
 
@@ -81,10 +81,13 @@ def _update(optimizer: Optimizer) -> Callable[[], None]:
     return update
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
+def make_optimizer(
+    model: nn.Module, config: TrainConfig, *, epochs: int | None = None, steps_per_epoch: int | None = None
+) -> Optimizer:
     """The optimizer that `config` names, with weight decay on weights and PACT's alpha only.
 
     With hysteresis-sgd the one-bit weights go to the hysteresis rule and their quantizers read the optimizer's result.
+    The scheduled resolution counts time in epochs: it needs `steps_per_epoch`, and `epochs` (default: the config's).
     """
     binary = _binary_weights(model, held=config.optimizer == "hysteresis-sgd")
     taken = {id(p) for p in binary}
@@ -93,20 +96,41 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     decayed = [p for p in rest if p.ndim > 1 or id(p) in alphas]
     plain = [p for p in rest if not (p.ndim > 1 or id(p) in alphas)]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-    if config.optimizer == "adamw":
-        return AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, foreach=False)
+    rates: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    if config.optimizer in ("adam", "adamw"):
+        return (Adam if config.optimizer == "adam" else AdamW)(groups, **rates, foreach=False)
     if config.optimizer == "sgd":
-        return SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True)
+        return SGD(groups, **rates, momentum=config.momentum, foreach=True)
+    if config.optimizer in QUANTIZED_UPDATE:
+        rule = _resolution(config, epochs=epochs or config.epochs, steps_per_epoch=steps_per_epoch)
+        if config.optimizer == "qsgd":
+            return QSGD(groups, **rates, momentum=config.momentum, rule=rule)
+        return (QtAdam if config.optimizer == "qtadam" else QtAdamW)(groups, **rates, rule=rule)
     return HysteresisSGD(
         [*groups, {"params": binary, "binary": True}],
-        lr=config.lr,
+        **rates,
         momentum=config.momentum,
-        weight_decay=config.weight_decay,
         threshold=config.hysteresis,
         relative=config.hysteresis_relative,
         mode=config.hysteresis_mode,
         per_channel=config.granularity == "channel",
     )
+
+
+def _resolution(config: TrainConfig, *, epochs: int, steps_per_epoch: int | None) -> Resolution:
+    return Resolution(
+        config.resolution,
+        start=config.qp,
+        shared=config.shared_resolution,
+        kappa=config.compensation_kappa,
+        tau0=config.compensation_tau0 * epochs,
+        steps_per_epoch=steps_per_epoch,
+    )
+
+
+def resolution_of(optimizer: Optimizer) -> Tensor | None:
+    """[3]: smallest, mean and largest log2 of the resolution over the tensors; None for a plain optimizer."""
+    return optimizer.resolution() if isinstance(optimizer, QuantizedUpdate) else None
 
 
 def _binary_weights(model: nn.Module, *, held: bool) -> list[Tensor]:

@@ -35,7 +35,7 @@ from tq.models import build, load_into, weights_from
 from tq.ptq.calibrate import calibrate
 from tq.runs import Run
 from tq.scheme import Scheme
-from tq.step import FlipMeter, TrainStep, learning_rate, make_optimizer
+from tq.step import FlipMeter, TrainStep, learning_rate, make_optimizer, resolution_of
 
 EVAL_BATCH = 500
 CALIBRATION_BATCHES = 4
@@ -173,7 +173,7 @@ class Trainer:
                 if number == 0 and config.init is not None:
                     self.at.float_accuracy = self._initial_accuracy()
                 self._calibrate(batch_statistics=fresh_from_scratch)
-        self.optimizer = make_optimizer(self.model, config)
+        self.optimizer = make_optimizer(self.model, config, epochs=stage.epochs, steps_per_epoch=len(self.batches))
         if self.saved is not None:
             self.model.load_state_dict(self.saved["model"])
             self.optimizer.load_state_dict(self.saved["optimizer"])
@@ -210,7 +210,7 @@ class Trainer:
                 if compiling:
                     compiling = False
                     self.log.emit("phase", name=stage.name)
-                if fields := meter.add(loss, correct, len(y), self.flips.measure):
+                if fields := meter.add(loss, correct, len(y), self.flips.measure, self._resolution):
                     self._report(fields, lr)
                 if time.monotonic() >= next_system:
                     next_system = time.monotonic() + SYSTEM_EVERY_S
@@ -219,6 +219,9 @@ class Trainer:
                     self.checkpoint()
                     raise Stopped
             self._end_of_epoch(stage)
+
+    def _resolution(self) -> torch.Tensor | None:
+        return resolution_of(self.optimizer)
 
     def _epoch_key(self) -> int:
         """Epochs count on through the stages, so that no stage sees the other's order again."""

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from tq import checkpoint
+from tq.divergence import compare, first_divergence
 from tq.evaluate import Evaluation, evaluate, largest_difference
 from tq.file_format import Info
+from tq.layers import channels_last
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
@@ -55,12 +57,15 @@ def save_verified(
     try:
         size = checkpoint.save(model, partial, replace(info, metrics={**info.metrics, **metrics}))
         device = next(model.parameters()).device
-        packed = evaluate(checkpoint.load(partial, model=own_model, device=device), batches())
+        loaded = checkpoint.load(partial, model=own_model, device=device)
+        packed = evaluate(loaded, batches())
         difference = largest_difference(simulated.logits, packed.logits)
         if difference > tolerance or not torch.isfinite(torch.tensor(difference)):
+            rows = compare(model.eval(), loaded, (channels_last(x) for x, _ in batches()))
+            where = row.name if (row := first_divergence(rows)) else "no layer"
             raise ValueError(
                 f"the file read back predicts differently: a logit is off by {difference:.3g}, allowed is "
-                f"{tolerance:.3g}; {path} is not written, please report this"
+                f"{tolerance:.3g}, first in layer {where}; {path} is not written, please report this"
             )
         os.replace(partial, path)
     finally:

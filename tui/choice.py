@@ -1,4 +1,4 @@
-"""A one-line choice: all words are seen, the chosen one is in brackets, left and right move it."""
+"""A one-line choice: the words side by side, the chosen one in brackets and in sight, left and right move it."""
 
 from __future__ import annotations
 
@@ -41,8 +41,15 @@ class Choice(Widget, can_focus=True):
             Content.styled(f"[{word}]", "bold $primary")
             if word == self.value
             else Content.styled(f" {word} ", "$muted")
-            for word in self._words
+            for word in self._words[self._first() :]
         )
+
+    def _first(self) -> int:
+        """The first word that is drawn: words drop out on the left until the chosen one fits."""
+        first, chosen = 0, self._words.index(self.value)
+        while first < chosen and sum(len(word) + 3 for word in self._words[first : chosen + 1]) > self.size.width + 1:
+            first += 1
+        return first
 
     def watch_value(self, value: str) -> None:
         """Tell the form."""
@@ -55,7 +62,7 @@ class Choice(Widget, can_focus=True):
     def on_click(self, event: Click) -> None:
         """Choose the word under the mouse."""
         end = 0
-        for word in self._words:
+        for word in self._words[self._first() :]:
             end += len(word) + 3
             if event.x < end:
                 self.value = word

@@ -19,6 +19,7 @@ from textual.widgets import DataTable, Input, Static
 from tq import history, runs
 from tui import app as app_module
 from tui.app import TqApp
+from tui.choice import Choice
 from tui.dialogs import Confirm, Help
 from tui.new_run import NewRunScreen
 from tui.run_screen import RunScreen
@@ -292,9 +293,22 @@ async def test_form_moves_with_arrows_and_explains_the_field(dashboard: Build) -
             "a choice on the way does not swallow the arrow"
         )
         await pilot.press("up", "right")
-        assert "--optimizer adamw" in shown(app, "#command")
+        assert shown(app, "#command").endswith("--optimizer adam")
         await pilot.press("up", "up", "down", "end", "backspace", "4")
         assert "--scheme w1a4" in shown(app, "#command")
+
+
+@pytest.mark.asyncio
+async def test_the_chosen_word_is_in_sight(dashboard: Build) -> None:
+    async with (app := dashboard()).run_test(size=(80, 24)) as pilot:
+        await pilot.press("n", *["down"] * 4, "left")
+        choice = app.screen.query_one("#field-optimizer", Choice)
+        assert choice.value == "qtadamw"
+        assert str(choice.render()).endswith("[qtadamw]")
+        assert len(str(choice.render())) <= choice.size.width
+        await pilot.click(choice, offset=(2, 0))
+        assert choice.value == "adam"
+        assert str(choice.render()).startswith(" sgd  [adam] ")
 
 
 @pytest.mark.asyncio
@@ -421,6 +435,7 @@ import asyncio, sys, time
 from pathlib import Path
 began = time.perf_counter()
 from tui.app import TqApp
+from tui.choice import Choice
 async def draw():
     async with (app := TqApp(Path("runs"), every_s=3600)).run_test(size=(80, 24)):
         print(time.perf_counter() - began)

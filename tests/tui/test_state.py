@@ -77,7 +77,7 @@ def test_form_has_every_field_with_its_help_and_default() -> None:
     assert list(rows) == list(TrainConfig.__dataclass_fields__)
     assert all(row.help for row in rows.values())
     assert rows["lr"].help == "peak learning rate"
-    assert rows["optimizer"].choices == ("sgd", "adamw", "hysteresis-sgd")
+    assert rows["optimizer"].choices == ("sgd", "adam", "adamw", "hysteresis-sgd", "qsgd", "qtadam", "qtadamw")
     assert form.build(TrainConfig, {name: row.default for name, row in rows.items()}) == TrainConfig()
 
 

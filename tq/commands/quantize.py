@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Group
+from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 from tq import checkpoint
 from tq import data as datasets
 from tq.attach import coverage, quant_layers, to_channels_last
+from tq.byte_size import parse_size
 from tq.checkpoint import predict_bytes
 from tq.cli import Quantize
+from tq.commands.checking import progress_on
 from tq.commands.evaluate import file_of
 from tq.commands.output import print_result, size, stderr
 from tq.config import QuantizeConfig
+from tq.divergence import compare, twins
 from tq.evaluate import evaluate
 from tq.file_format import Info
 from tq.layers import EXACT_FLOAT32, channels_last
+from tq.macs import multiply_accumulates
+from tq.mixed_precision import Choice
 from tq.models import build, load_into, weights_from
+from tq.pareto_plot import plot_front
+from tq.post_training import run
 from tq.ptq.images import check_forward
-from tq.ptq.quantize import quantize as quantize_model
 from tq.train import describe, model_args, pick_device
-from tq.verify import save_verified
+from tq.verify import Proof, save_verified
 
 
 def quantize(flags: Quantize, argv: list[str]) -> None:
@@ -67,26 +78,44 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
     float_result = evaluate(model, test())
     info = describe(name, data, mean, std, {})
     metrics = {"float_accuracy": round(float_result.accuracy, 4), "float_bytes": predict_bytes(model, info)}
-    log.print(f"calibrating {config.scheme} on {min(config.calib, len(data.train)):,} images ...")
-    quantize_model(
-        model,
-        _calibration(data, config, mean, std, device),
-        config.scheme,
-        weight_range=config.weight_range,
-        act_range=config.act_range,
-        percentile=config.percentile,
-        first_last=config.first_last,
-        override=config.override,
-        granularity=config.granularity,
-    )
+    images = _calibration(data, config, mean, std, device)
+    log.print(f"quantizing to {config.scheme} with {sum(map(len, images)):,} images, effort {config.effort} ...")
+    twin, unfinished = copy.deepcopy(model), out.with_name(out.name + ".state")
+    # what is measured later takes room in the file's header too
+    widest = {"accuracy": 99.9999, "correct": len(data.test), "total": len(data.test)}
+    with progress_on(log) as bars:
+        found = run(
+            model,
+            images,
+            config.scheme,
+            weight_range=config.weight_range,
+            act_range=config.act_range,
+            percentile=config.percentile,
+            act_symmetric=config.act_symmetric,
+            first_last=config.first_last,
+            override=config.override,
+            granularity=config.granularity,
+            effort=config.effort,
+            target_bytes=None if config.target_size is None else parse_size(config.target_size),
+            max_drop=config.max_drop,
+            info=replace(info, metrics=metrics | widest),
+            seed=config.seed,
+            state=unfinished,
+            progress=_told_to(bars),
+        )
     log.print("packing, reading back, comparing ...")
     own = build(name, **model_args(data)) if ":" in name else None
     info = describe(name, data, mean, std, metrics)
     proof = save_verified(model, out, info, test, tolerance=config.tolerance, own_model=own)
+    unfinished.unlink(missing_ok=True)
+    if flags.plot is not None and found.choice is not None:
+        _plot(found.choice, proof, flags.plot)
     bounds = {n: m.accumulator_bound() for n, m in quant_layers(model).items()}
+    ratios = {row.name: row.snr_db for row in compare(twin, model, images[:1], names=twins(model, twin))}
     result = {
         "file": str(out),
         "scheme": config.scheme,
+        "effort": config.effort,
         "float_accuracy": float_result.accuracy,
         "accuracy": proof.packed.accuracy,
         "correct": proof.packed.correct,
@@ -96,14 +125,61 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
         "theoretical_bytes": checkpoint.inspect(out).theoretical_bytes,
         "largest_logit_difference": proof.largest_difference,
         "tolerance": config.tolerance,
-        "layers": [
-            {"name": c.name, "kind": c.kind, "weight_bits": c.weight_bits, "act_bits": c.act_bits}
-            for c in coverage(model)
-        ],
+        "layers": _layers(model, images[0], ratios, found.choice),
         "not_quantized": [c.name for c in coverage(model) if c.weight_bits == 16 and c.act_bits == 16],
         "in_float64": [n for n, bound in bounds.items() if bound >= EXACT_FLOAT32],
+        "recovery": None if found.recovery is None else asdict(found.recovery),
+        "allocation": None if found.choice is None else _allocation(found.choice),
     }
     print_result(result, flags, _render)
+
+
+def _told_to(bars: Progress) -> Callable[[str, int, int], None]:
+    """A progress callback that moves one bar."""
+    task = bars.add_task("", total=None)
+
+    def tell(what: str, done: int, of: int) -> None:
+        bars.update(task, description=what, completed=done, total=of or None)
+
+    return tell
+
+
+def _layers(model: nn.Module, images: Tensor, ratios: dict[str, float], choice: Choice | None) -> list[dict[str, Any]]:
+    """Every layer: bits, multiply-accumulates for one image, bytes, signal-to-noise against float, why these bits."""
+    macs, reasons = multiply_accumulates(model, images[:1]), choice.allocation.reasons if choice else {}
+    return [
+        {
+            "name": c.name,
+            "kind": c.kind,
+            "weight_bits": c.weight_bits,
+            "act_bits": c.act_bits,
+            "macs": macs.get(c.name, 0),
+            "bytes": math.ceil(math.prod(c.shape) * (c.weight_bits if c.weight_bits < 16 else 32) / 8),
+            "snr_db": ratios.get(c.name),
+            "why": reasons.get(c.name, ""),
+        }
+        for c in coverage(model)
+    ]
+
+
+def _allocation(choice: Choice) -> dict[str, Any]:
+    return {
+        "predicted_bytes": choice.allocation.chosen.bytes,
+        "predicted_loss": choice.allocation.chosen.loss,
+        "front": [{"bytes": p.bytes, "loss": p.loss} for p in choice.allocation.front],
+        "measured": [{"bytes": m.point.bytes, "drop": m.drop} for m in choice.measured],
+    }
+
+
+def _plot(choice: Choice, proof: Proof, out: Path) -> None:
+    """The front, with the file that was written as the star."""
+    lost = 100 - proof.packed.accuracy
+    plot_front(
+        out,
+        predicted=[(p.bytes, p.loss) for p in choice.allocation.front],
+        chosen=(proof.bytes, lost),
+        measured_label="top-1 error of the file (%)",
+    )
 
 
 def _described(path: Path) -> Info:
@@ -140,11 +216,43 @@ def _render(r: dict[str, Any]) -> Group:
         f"{r['bytes']:,}",
         f"1/{r['float_bytes'] / r['bytes']:.1f}",
     )
-    lines = [
+    lines: list[Any] = [_account(r["layers"])] if r["effort"] != "none" or r["allocation"] else []
+    lines += [
         f"largest difference of a logit between simulated and packed: {r['largest_logit_difference']:g} "
         f"(allowed {r['tolerance']:g})",
-        f"left float: {', '.join(r['not_quantized']) or 'nothing'}",
+        f"left float: {', '.join(r['not_quantized']) or 'nothing'}; {_covered(r['layers'])}",
     ]
+    if r["recovery"] and r["recovery"]["rows"]:
+        lines.append(
+            f"rounding learned in {r['recovery']['seconds'] / 60:.1f} minutes, {len(r['recovery']['rows'])} blocks"
+            + (f", {r['recovery']['resumed']} of them resumed" if r["recovery"]["resumed"] else "")
+        )
+    if r["allocation"]:
+        lines.append(f"predicted at most {r['allocation']['predicted_bytes']:,} bytes, written {r['bytes']:,}")
     if r["in_float64"]:
         lines.append(f"simulated in float64, accumulators may pass 2^24: {', '.join(r['in_float64'])}")
     return Group(table, *lines)
+
+
+def _covered(layers: list[dict[str, Any]]) -> str:
+    quantized = [layer for layer in layers if layer["weight_bits"] < 16 and layer["act_bits"] < 16]
+
+    def share(what: str) -> float:
+        return 100 * sum(layer[what] for layer in quantized) / max(1, sum(layer[what] for layer in layers))
+
+    return f"integer: {len(quantized)} of {len(layers)} layers, {share('macs'):.1f} % of the multiply-accumulates"
+
+
+def _account(layers: list[dict[str, Any]]) -> Table:
+    table = Table(title="layers", title_justify="left")
+    for column in ("layer", "bits", "bytes", "dB", "why"):
+        table.add_column(column, justify="right" if column in ("bytes", "dB") else "left", overflow="fold")
+    for layer in layers:
+        ratio = "" if layer["snr_db"] is None else f"{layer['snr_db']:.1f}"
+        bits = (
+            "float"
+            if layer["weight_bits"] == layer["act_bits"] == 16
+            else f"w{layer['weight_bits']}a{layer['act_bits']}"
+        )
+        table.add_row(layer["name"], bits, f"{layer['bytes']:,}", ratio, layer["why"])
+    return table

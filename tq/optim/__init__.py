@@ -1,5 +1,9 @@
 """Optimizers for low-bit training, one a file."""
 
 from tq.optim.hysteresis_sgd import HysteresisSGD
+from tq.optim.qsgd import QSGD
+from tq.optim.qtadam import QtAdam, QtAdamW
+from tq.optim.quantized_update import QuantizedUpdate
+from tq.optim.resolution import Resolution
 
-__all__ = ["HysteresisSGD"]
+__all__ = ["QSGD", "HysteresisSGD", "QtAdam", "QtAdamW", "QuantizedUpdate", "Resolution"]

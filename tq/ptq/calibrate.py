@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tq.attach import quant_layers
-from tq.ptq.ranges import Histogram, act_scale, weight_scale
-from tq.quantizers import LearnedWeight
+from tq.ptq.ranges import Histogram, act_affine, act_scale, weight_scale
+from tq.quantizers import ActQuantizer, LearnedStep, LearnedWeight
 
 
 @torch.no_grad()
@@ -17,13 +17,18 @@ def calibrate(
     model: nn.Module,
     batches: Iterable[Tensor],
     *,
-    weight_range: str = "mse",
+    weight_range: str = "auto",
     act_range: str = "mse",
     percentile: float = 99.99,
+    act_symmetric: bool = True,
     batch_statistics: bool = False,
 ) -> None:
     """Run the float network over `batches` (normalised images [B, C, H, W]) and set weight and input ranges.
 
+    weight_range: "auto" (minmax from 4 bits on, mse below) or one of `ranges.WEIGHT_METHODS`; act_range: one of
+        `ranges.ACT_METHODS`.
+    act_symmetric: no zero points; else signed inputs of learned steps get one. Unsigned inputs start at zero anyway,
+        and PACT, clip and one-bit codes have no zero point.
     batch_statistics: normalise with each batch's own mean and variance, for a network that has never been trained.
 
     Raises:
@@ -44,10 +49,17 @@ def calibrate(
         model.train(was_training)
     for name, layer in layers.items():
         if (q := layer.input_quantizer) is not None:
-            q.set_range(act_scale(seen[name], q.qmin, q.qmax, method=act_range, percentile=percentile))
+            q.set_range(*_range(q, seen[name], act_range, percentile, act_symmetric))
         if isinstance(w := layer.weight_quantizer, LearnedWeight):
+            # clipping weights of 4 bits and more costs more than it saves, fewer bits cannot do without it (LOG.md)
+            method = ("minmax" if w.bits >= 4 else "mse") if weight_range == "auto" else weight_range
             w.set_step(
-                weight_scale(
-                    layer.weight, w.bits, method=weight_range, percentile=percentile, per_channel=w.per_channel
-                )
+                weight_scale(layer.weight, w.bits, method=method, percentile=percentile, per_channel=w.per_channel)
             )
+
+
+def _range(q: ActQuantizer, seen: Histogram, method: str, percentile: float, symmetric: bool) -> tuple[float, int]:
+    """Scale and zero point for a quantizer of inputs."""
+    if not symmetric and isinstance(q, LearnedStep) and q.signed and not q.binary:
+        return act_affine(seen, q.qmin, q.qmax, method=method, percentile=percentile)
+    return act_scale(seen, q.qmin, q.qmax, method=method, percentile=percentile), 0

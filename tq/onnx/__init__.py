@@ -1,0 +1,1 @@
+"""Packed networks as ONNX files, and the engines that run these."""
