@@ -45,8 +45,8 @@ class Effort:
 
 EFFORTS = {
     "fast": Effort(rounding=None),
-    "default": Effort(iterations=300),
-    "best": Effort(iterations=2000),
+    "default": Effort(iterations=150),
+    "best": Effort(iterations=400),
 }
 
 
@@ -89,7 +89,7 @@ def recover(
         model: made by `tq.attach` and `tq.ptq.calibrate`.
         float_model: a copy of the float network from before `attach`; it is not changed.
         batches: normalised images [B, C, H, W], without labels.
-        effort: "fast" (seconds), "default" (minutes) or "best" (tens of minutes).
+        effort: "fast" (seconds), "default" (a minute or two for ResNet-20 on one core) or "best" (twice that).
         progress: called with what is being done, steps done, steps in all.
         state: file that keeps finished units; an existing one is resumed.
         equalize, bias, norms, rounding, iterations: overrule the effort; rounding is "adaround" (layer by layer),
