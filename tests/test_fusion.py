@@ -123,3 +123,30 @@ def test_a_part_that_would_predict_otherwise_is_left_alone(monkeypatch: pytest.M
     with pytest.warns(UserWarning, match="would change predictions"):
         fused = fuse(packed, x)
     assert not fused_parts(fused) and torch.equal(fused(x), packed(x))
+
+
+class Awkward(nn.Module):
+    """Keyword operands, a half-precision input, a sum that only looks alike for one image, a child with our prefix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.fused_head = nn.Conv2d(8, 4, 1)
+        self.position = nn.Parameter(torch.randn(1, 8, 6, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(input=self.a(x))
+        y = self.b(y.half().float()) + self.position
+        out: Tensor = self.fused_head(F.relu(y)).mean((2, 3))
+        return out
+
+
+def test_awkward_networks_are_fused_as_far_as_they_go() -> None:
+    torch.manual_seed(0)
+    model = attach(Awkward().eval(), "w8a8", first_last="same")
+    calibrate(model, [torch.randn(5, 3, 6, 6)])
+    packed = convert(model.eval())
+    x = torch.randn(4, 3, 6, 6)
+    with torch.no_grad():
+        fused = fuse(packed, x[:1])
+        assert fused_parts(fused) and torch.equal(fused(x), packed(x))

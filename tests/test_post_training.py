@@ -96,3 +96,16 @@ def test_settings_reach_their_parts(network: Make, images: Images, tmp_path: Pat
 def test_multiply_accumulates_of_a_known_network() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.Conv2d(8, 8, 1, groups=4), nn.Flatten(), nn.Linear(8 * 9, 5))
     assert multiply_accumulates(model, torch.randn(1, 3, 7, 7)) == {"0": 8 * 9 * 27, "1": 8 * 9 * 2, "3": 5 * 72}
+
+
+def test_a_target_of_the_whole_file_is_used_in_full(network: Make, images: Images, tmp_path: Path) -> None:
+    batches, model = [images("lenet", 16)], network("lenet")
+    whole = copy.deepcopy(model)
+    run(whole, batches, "w8a8", effort="none")
+    target = checkpoint.save(whole, tmp_path / "whole.safetensors", Info())
+    found = run(model, batches, "w8a8", effort="none", target_bytes=target)
+    # the header of one width is far shorter than that of two: a search by weight bytes alone would miss it
+    assert found.choice is not None and found.choice.allocation.chosen.bytes <= target
+    assert found.choice.allocation.chosen.loss <= min(
+        p.loss for p in found.choice.allocation.front if p.bytes <= target
+    )

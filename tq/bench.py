@@ -159,6 +159,8 @@ def _check(contenders: list[Contender], reference: Callable[[Tensor], Tensor], i
             contender.problem = row.error = _reason(error)
             continue
         row.checked, row.error = _judge(got, logits.get(contender.like), contender)
+        if row.error:
+            del logits[contender.name]  # no standard for the others
     return rows
 
 
@@ -169,7 +171,7 @@ def _judge(logits: Tensor, expected: Tensor | None, contender: Contender) -> tup
     if contender.rule == "finite":
         return "finite", ""
     if expected is None:
-        return "", f"not checked: {contender.like} did not run"
+        return "", f"not checked: {contender.like} did not run or was wrong"
     if contender.rule == "agrees":
         same = int((logits.argmax(1) == expected.argmax(1)).sum())
         found = f"same class as {contender.like} on {same} of {len(logits)} images"

@@ -1,7 +1,8 @@
 """The command line: one dataclass a command, parsed by tyro; the work is in tq/commands, imported when a command runs.
 
-Results go to standard output (`--json`: one object), logs and progress to standard error. Exit codes: 0 done, 2 bad
-input (one sentence), 130 interrupted twice. `tq --help` loads neither torch nor textual.
+Results go to standard output (`--json`: one object), logs and progress to standard error. Exit codes: 0 done, 1 a
+check failed, 2 bad input (one sentence), 130 interrupted (tq train: twice). `tq --help` loads neither torch nor
+textual.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ class Quantize(Unchecked, QuantizeConfig, Output):
     config: Path | None = None
     """read settings from this JSON file; flags given beside it win"""
     plot: Path | None = None
-    """with --target-size or --max-drop: accuracy against size, as PNG, SVG or PDF"""
+    """with --target-size or --max-drop: predicted loss against size, and the file written, as PNG, SVG or PDF"""
     runs: Path = Path("runs")
     """directory of the runs"""
 

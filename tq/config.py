@@ -193,7 +193,7 @@ class QuantizeConfig:
     tolerance: float = 0.0
     """largest allowed difference of a logit between the simulated and the packed model, in logits"""
     seed: int = 0
-    """which calibration images are drawn"""
+    """which calibration images are drawn, and in what order the rounding learns from them"""
     batch_size: int = 256
     """images per forward"""
     device: str = "auto"

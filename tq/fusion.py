@@ -28,6 +28,9 @@ from triton_kernels import chain
 from triton_kernels.native import mean_is_exact, why_not
 from triton_kernels.steps import Program
 
+PREFIX = "tq_fused_"
+"""of the parts' names; unlike any that a network would have"""
+
 
 class Fused(nn.Module):
     """One part of a network as a single call on its inputs. `how` says what runs it."""
@@ -66,7 +69,8 @@ def fuse(model: nn.Module, example: Tensor, *, impl: str = "auto") -> nn.Module:
         # copies: the network's first operation may be in place
         expected = model(example.clone())
         without_relu6(traced)
-        ShapeProp(traced).propagate(example.clone())
+        # two images: with one, what is added to every image looks like an image of the batch
+        ShapeProp(traced).propagate(example.repeat(2, 1, 1, 1) if len(example) == 1 else example.clone())
         plan = impl in ("auto", "native") and example.device.type == "cpu" and not why_not()
         whole = _partitioned(traced, plan)
         for name, (part, inputs, outputs) in _record(whole, example.clone()).items():
@@ -107,7 +111,7 @@ def _partitioned(traced: fx.GraphModule, native: bool) -> fx.GraphModule:
     partitions = [
         p for p in partitioner.propose_partitions() if any(kind(n, modules) in ("conv", "linear") for n in p.nodes)
     ]
-    return partitioner.fuse_partitions(partitions, prefix="fused_")
+    return partitioner.fuse_partitions(partitions, prefix=PREFIX)
 
 
 def _record(whole: nn.Module, example: Tensor) -> dict[str, tuple[fx.GraphModule, tuple[Tensor, ...], Any]]:
@@ -130,7 +134,7 @@ def _record(whole: nn.Module, example: Tensor) -> dict[str, tuple[fx.GraphModule
 
         return hook
 
-    parts = {name: part for name, part in whole.named_children() if name.startswith("fused_")}
+    parts = {name: part for name, part in whole.named_children() if name.startswith(PREFIX)}
     handles = [part.register_forward_pre_hook(before(name)) for name, part in parts.items()]
     handles += [part.register_forward_hook(after(name)) for name, part in parts.items()]
     whole(example)

@@ -16,6 +16,7 @@ import tq
 from tq.atomic import atomic
 from tq.checkpoint import Account, inspect
 from tq.file_format import Info, read
+from tq.models import BUILDERS
 
 FILES = ("model.safetensors", "config.json", "README.md")
 
@@ -27,7 +28,7 @@ def write(source: Path, folder: Path) -> dict[str, Any]:
     """
     metadata = read(source)[1]
     account = inspect(source)
-    _check_folder(folder)
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     texts = {"config.json": _config(account.info, metadata), "README.md": _card(account, metadata)}
     for name, text in texts.items():
@@ -38,7 +39,7 @@ def write(source: Path, folder: Path) -> dict[str, Any]:
     return {name: (folder / name).stat().st_size for name in FILES}
 
 
-def _check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Only a folder that is empty, absent or one of ours is written to."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"expected --hub to name a folder, got the file {folder}; give another name")
@@ -72,7 +73,9 @@ def _card(account: Account, metadata: dict[str, str]) -> str:
     bits = sorted({row.bits for row in account.rows if row.bits.startswith("w")})
     ratio = account.float_bytes / account.file_bytes
     measured = _measured(info)
-    load = 'tq.load("model.safetensors")' if info.model else 'tq.load("model.safetensors", model=your_float_network)'
+    ours = (info.model or {}).get("name") in BUILDERS
+    load = 'tq.load("model.safetensors")' if ours else 'tq.load("model.safetensors", model=your_float_network)'
+    flag = "" if ours else " --model PACKAGE.MODULE:FACTORY"
     what = f"packed to {' and '.join(bits)} (weight and activation bits)" if bits else "with float weights"
     return f"""---
 library_name: tq
@@ -99,7 +102,8 @@ model = {load}  # nothing is unpickled; every byte is checked
 logits = model(images)  # float32 [N, C, H, W], (pixel / 255 - mean) / std
 ```
 
-`tq predict model.safetensors IMAGE` classifies image files, `tq inspect model.safetensors` accounts for every byte.
+`tq predict model.safetensors IMAGE{flag}` classifies image files, `tq inspect model.safetensors` accounts for
+every byte.
 """
 
 

@@ -56,8 +56,10 @@ def supported(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     if not what or result is None or len(result) not in (2, 4):
         return False
     sources = [_shape(a) for a in node.all_input_nodes]
-    source = sources[0]
-    if source is None or _dtype(node) != torch.float32:
+    source = sources[0] if sources else None
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if source is None or any(_dtype(n) != torch.float32 for n in (node, *node.all_input_nodes)):
         return False
     match what:
         case "conv" | "linear":

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tq.attach import attach, quant_layers
 from tq.file_format import Info
 from tq.file_size import file_bytes, layer_bytes
-from tq.ptq.allocate import Allocation, Measured, allocate, pins, smallest_within
+from tq.ptq.allocate import Allocation, Measured, allocate, options_of, pins, reasons, smallest_within
 from tq.ptq.calibrate import calibrate
 from tq.ptq.sensitivity import BITS, Probe
 from tq.scheme import Scheme
@@ -48,7 +48,8 @@ def choose_bits(
 
     images: normalised batches [B, C, H, W]. scheme: its weight bits are the most that a layer gets, its activation bits
     are every layer's. target_bytes: the file is at most this large. max_drop: at most so many calibration images in
-    percent change their top class (before any recovery). ranges: keywords of `calibrate`.
+    percent change their top class, before any recovery, with the scales of the sensitivities (least cubed error).
+    ranges: keywords of `calibrate`.
     Raises ValueError: a limit that cannot be met, and what `attach` and `calibrate` refuse.
     """
     rules = tuple(override)
@@ -58,7 +59,8 @@ def choose_bits(
     widths = tuple(bits for bits in BITS if bits <= scheme.weight_bits)
     method = (ranges or {}).get("weight_range", "auto")
     # the widths are compared with one another, so all their scales are chosen in one way
-    probe = Probe(probed, images, weight_range="lp" if method == "auto" else method)
+    percentile = (ranges or {}).get("percentile", 99.99)
+    probe = Probe(probed, images, weight_range="lp" if method == "auto" else method, percentile=percentile)
     fixed = pins([s.name for s in sites(model)], first_last=first_last, override=rules)
     pinned = {n: p for n, p in fixed.items() if n in probe.layers}
     wanted = {n: (pinned[n][0],) if n in pinned else widths for n in probe.layers}
@@ -76,7 +78,8 @@ def choose_bits(
             max_drop,
             on_measure=lambda m: progress(f"{m.point.bytes:,} bytes: {m.drop:.2f} points", 0, 0),
         )
-        found = allocate(rows, costs, file_bytes=size, target_bytes=point.bytes, pinned=pinned)
+        why = reasons(options_of(rows, costs, pinned), point.bits, pinned)
+        found = Allocation(point, why, whole.front)
     chosen = tuple(
         f"{name}=w{bits}a{_act_bits(layers[name])}" for name, bits in found.chosen.bits.items() if name not in pinned
     )

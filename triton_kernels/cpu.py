@@ -120,9 +120,10 @@ def quant_conv2d(x: Tensor, form: ConvForm, scale: Tensor, bias: Tensor | None, 
         total = out.residual.clone(memory_format=torch.channels_last)
         y = torch.ops.onednn.qconv2d_pointwise.binary(
             x, 1.0, form.zero_point, *weight, total, bias, *geometry, 1.0, 0, torch.float32, 1.0, 0, "sum", 1.0,
-            relu, [], "",
+            "none", [], "",
         )  # fmt: skip
-        return finish(y, replace(out, residual=None, relu=False))
+        # its ReLU would make 0 of a residual that is NaN
+        return finish(y, replace(out, residual=None))
     args = (1.0, 0, torch.float32) if step is None else (step, out.zero_point, torch.uint8)
     y = torch.ops.onednn.qconv2d_pointwise.default(
         x, 1.0, form.zero_point, *weight, bias, *geometry, *args, relu, [], ""

@@ -450,7 +450,7 @@ void add(const Run& run, const Step& s) {
                 const int n = s.out_channels - c < LANES ? s.out_channels - c : LANES;
                 for (int j = 0; j < n; ++j) {
                     value[j] = other ? in[at + j] + other[at + j] : in[at + j];
-                    if (s.relu) value[j] = value[j] > 0 ? value[j] : 0;
+                    if (s.relu) value[j] = value[j] < 0 ? 0 : value[j];  // hands on a NaN
                 }
                 emit(run, s, y, x, c, n, value);
             }
@@ -498,7 +498,7 @@ void max_pool(const Run& run, const Step& s) {
                         const int ix = x * s.stride_w + q * s.dilation_w - s.pad_w;
                         if (iy < 0 || ix < 0 || iy >= s.height || ix >= s.width) continue;
                         const float* at = in + ((int64_t)iy * s.width + ix) * s.channels + c;
-                        for (int j = 0; j < n; ++j) best[j] = at[j] > best[j] ? at[j] : best[j];
+                        for (int j = 0; j < n; ++j) best[j] = at[j] > best[j] || at[j] != at[j] ? at[j] : best[j];
                     }
                 emit(run, s, y, x, c, n, best);
             }
@@ -507,13 +507,18 @@ void max_pool(const Run& run, const Step& s) {
 // Option A of He et al. (2016): every stride-th pixel, with pad_w zero channels in front and the rest behind.
 void pad_shortcut(const Run& run, const Step& s) {
     const float* in = run.at<float>(s.in);
-    float* out = run.at<float>(s.out);
-    std::memset(out, 0, sizeof(float) * s.out_height * s.out_width * s.out_channels);
+    float value[LANES];
     for (int y = 0; y < s.out_height; ++y)
         for (int x = 0; x < s.out_width; ++x)
-            std::memcpy(out + ((int64_t)y * s.out_width + x) * s.out_channels + s.pad_w,
-                        in + ((int64_t)y * s.stride_h * s.width + x * s.stride_w) * s.channels,
-                        sizeof(float) * s.channels);
+            for (int c = 0; c < s.out_channels; c += LANES) {
+                const float* at = in + ((int64_t)y * s.stride_h * s.width + x * s.stride_w) * s.channels;
+                const int n = s.out_channels - c < LANES ? s.out_channels - c : LANES;
+                for (int j = 0; j < n; ++j) {
+                    const int k = c + j - s.pad_w;
+                    value[j] = k >= 0 && k < s.channels ? at[k] : 0;
+                }
+                emit(run, s, y, x, c, n, value);
+            }
 }
 
 void fill_border(uint8_t* at, const Step& s, const Codes& c) {

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -75,14 +76,19 @@ def _library() -> ctypes.CDLL | str:
     if compiler is None:
         return "no C++ compiler was found; install g++ or set CXX"
     try:
-        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+        version = subprocess.run(
+            [*shlex.split(compiler), "--version"], capture_output=True, text=True, check=False
+        ).stdout
     except OSError as error:
         return f"{compiler} cannot be run: {error.strerror}"
     key = hashlib.sha256("".join((SOURCE.read_text(), *FLAGS, compiler, version, _cpu())).encode()).hexdigest()[:16]
     cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tq" / f"native-{key}.so"
     if not cached.exists() and (problem := _compile(compiler, cached)):
         return problem
-    library = ctypes.CDLL(str(cached))
+    try:
+        library = ctypes.CDLL(str(cached))
+    except OSError as error:
+        return f"the compiled library {cached} cannot be loaded ({error}); delete it, or set XDG_CACHE_HOME"
     library.tq_step_bytes.restype = ctypes.c_int64
     assert library.tq_step_bytes() == ctypes.sizeof(_Step)
     return library
@@ -98,16 +104,18 @@ def _cpu() -> str:
 def _compile(compiler: str, target: Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / "native.so"
-        command = [compiler, *FLAGS, "-fopenmp", "-shared", "-fPIC", "-w", str(SOURCE), "-o", str(built)]
+        command = [*shlex.split(compiler), *FLAGS, "-fopenmp", "-shared", "-fPIC", "-w", str(SOURCE), "-o", str(built)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            return f"{compiler} refused the source: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+            lines = done.stderr.strip().splitlines() or ["no message"]
+            return f"{compiler} refused the source: {next((line for line in lines if 'error' in line), lines[-1])}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             # into the target's own folder first, so that the last move is atomic
-            partial = target.with_name(f"{target.name}.{os.getpid()}")
-            shutil.copy(built, partial)
-            os.replace(partial, target)
+            with tempfile.TemporaryDirectory(dir=target.parent) as own:
+                partial = Path(own) / target.name
+                shutil.copy(built, partial)
+                os.replace(partial, target)
         except OSError as error:
             return f"the compiled library cannot be kept in {target.parent}: {error.strerror}"
     return ""
@@ -143,7 +151,9 @@ def mean_is_exact(channels: int, height: int, width: int) -> bool:
     generator = torch.Generator().manual_seed(0)
     plan = Plan(Program((Step(kind="mean", source=-1),), ((channels, height, width),), (0,)))
     for images in (1, 2):
-        x = torch.randn(images, channels, height, width, generator=generator).to(memory_format=torch.channels_last)
+        x = torch.randn(images, channels, height, width, generator=generator, device="cpu").to(
+            memory_format=torch.channels_last
+        )
         if not torch.equal(plan([x])[0], x.mean((2, 3), keepdim=True)):
             return False
     return True
@@ -166,7 +176,7 @@ class Plan:
         self._library = _library()
         self._kept: list[np.ndarray] = []
         self._lock = threading.Lock()
-        self._arenas = torch.empty(0, dtype=torch.uint8)
+        self._arenas = torch.empty(0, dtype=torch.uint8, device="cpu")
         layout = _Layout(program)
         self._arena_bytes = layout.size + _slack(program)
         self._steps = (_Step * (len(program.inputs) + len(program.steps)))()
@@ -191,6 +201,10 @@ class Plan:
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What a call does, eagerly."""
+        if any(x.device.type != "cpu" for x in inputs):
+            raise ValueError(
+                "expected CPU tensors, got others: this network was fused for the CPU; fuse it again there"
+            )
         outputs, images = self.empty(inputs), inputs[0].shape[0]
         tensors = [*inputs, *outputs]
         base = (ctypes.c_void_p * len(tensors))(*(t.data_ptr() for t in tensors))
@@ -199,7 +213,7 @@ class Plan:
         threads = max(1, min(torch.get_num_threads(), images))
         with self._lock:
             if self._arenas.numel() < threads * self._arena_bytes:
-                self._arenas = torch.empty(threads * self._arena_bytes, dtype=torch.uint8)
+                self._arenas = torch.empty(threads * self._arena_bytes, dtype=torch.uint8, device="cpu")
             for j, x in enumerate(inputs):
                 self._steps[j].strides[:] = (*x.stride(), 0, 0) if x.dim() == 2 else x.stride()
             self._library.tq_run(  # type: ignore[union-attr]
@@ -213,7 +227,12 @@ class Plan:
                 ctypes.c_int32(threads),
                 ctypes.c_int32(ISAS.index(self.isa)),
             )
-        return outputs
+        # a value that is output twice was written once
+        first = self.program.outputs.index
+        return [
+            y if first(v) == i else outputs[first(v)].clone()
+            for i, (v, y) in enumerate(zip(self.program.outputs, outputs, strict=True))
+        ]
 
     def _keep(self, array: np.ndarray) -> int:
         self._kept.append(array)

@@ -114,6 +114,8 @@ def _shape(step: Step, source: Shape) -> Shape:
         if per_group * step.conv.groups != c:
             raise ValueError(f"expected {per_group * step.conv.groups} channels, got {c}: the layers do not fit")
         return out, sizes[0], sizes[1]
+    if step.kind == "pad_shortcut" and not 0 <= step.front <= step.channels - c:
+        raise ValueError(f"expected a shortcut that adds channels to {c}, got {step.front} in front of {step.channels}")
     return (step.channels or c), sizes[0], sizes[1]
 
 
@@ -121,8 +123,13 @@ def check_inputs(program: Program, inputs: Sequence[Tensor]) -> None:
     """Raise ValueError unless `inputs` are float32 [N, C, H, W] or [N, C] of the program's shapes, N the same."""
     for x, (c, h, w) in zip(inputs, program.inputs, strict=True):
         fits = tuple(x.shape[1:]) == (c, h, w) or (h == w == 1 and tuple(x.shape[1:]) == (c,))
-        if x.dtype != torch.float32 or not fits or x.shape[0] != inputs[0].shape[0]:
+        got = f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+        if x.dtype != torch.float32:
+            raise ValueError(f"expected a float32 batch, got {got}: convert it with .float()")
+        if not fits:
             raise ValueError(
-                f"expected a float32 batch [N, {c}, {h}, {w}], got {str(x.dtype).removeprefix('torch.')} "
-                f"{list(x.shape)}: this network was fused for that image size; fuse it again for another"
+                f"expected a float32 batch [N, {c}, {h}, {w}], got {got}: this network was fused for that image size; "
+                f"fuse it again for another"
             )
+        if x.shape[0] != inputs[0].shape[0]:
+            raise ValueError(f"expected {inputs[0].shape[0]} images in each input, got {got}: batches must be alike")

@@ -201,3 +201,34 @@ def test_a_missing_or_broken_compiler_is_one_sentence(tmp_path: Path) -> None:
             [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
         )
         assert message in done.stdout and done.stdout.count("\n") == 1
+
+
+def test_a_shortcut_that_only_a_convolution_reads() -> None:
+    steps = (
+        Step(kind="pad_shortcut", source=-1, stride=(2, 2), front=30, channels=64),
+        conv_step(0, conv(8, 64, reads=UNSIGNED), padding=(1, 1)),
+    )
+    check(Program(steps, ((4, 16, 16),), (1,)), [torch.randn(2, 4, 16, 16)])
+    with pytest.raises(ValueError, match="a shortcut that adds channels"):
+        Program((Step(kind="pad_shortcut", source=-1, stride=(2, 2), front=-2, channels=4),), ((8, 4, 4),), (0,))
+
+
+def test_nan_goes_on_and_a_value_may_be_output_twice() -> None:
+    x = torch.randn(2, 8, 6, 6)
+    x[0, 1, 2, 3] = x[1, 7, 0, 0] = float("nan")
+    steps = (Step(kind="add", source=-1, relu=True), Step(kind="max_pool", source=0, kernel=(2, 2), stride=(2, 2)))
+    plan = native.Plan(Program(steps, ((8, 6, 6),), (1, 0, 1)))
+    got = plan([x])
+    chained = chain.Chain(plan.program, CPU, "reference")([x])
+    assert all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(got, chained, strict=True))
+    assert got[0].data_ptr() != got[2].data_ptr() and bool(got[0].isnan().any())
+
+
+def test_tensors_of_another_device_are_refused() -> None:
+    plan = native.Plan(network())
+    with pytest.raises(ValueError, match="expected CPU tensors"):
+        plan([torch.empty(2, 3, 17, 26, device="meta")])
+    x = torch.ones(2, 3, 17, 26)
+    want = native.Plan(plan.program)([x])
+    with torch.device("meta"):  # what torch makes without being told where
+        assert torch.equal(plan([x])[0], want[0])

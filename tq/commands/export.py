@@ -31,6 +31,8 @@ def export(flags: Export, argv: list[str]) -> int:
         raise ValueError("expected what to write, got nothing; give --onnx OUT.onnx, --pt2 OUT.pt2 or --hub DIR")
     for flag, target in targets.items():
         _check_target(flag, target, path)
+    if flags.hub:
+        hub.check_folder(flags.hub)
     result: dict[str, Any] = {"file": str(path), "bytes": path.stat().st_size, "passed": True}
     log = stderr()
     if flags.onnx or flags.pt2:

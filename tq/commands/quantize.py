@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Group
+from rich.console import Console, Group
 from rich.progress import Progress
 from rich.table import Table
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from tq import checkpoint
@@ -27,12 +30,13 @@ from tq.commands.output import print_result, size, stderr
 from tq.config import QuantizeConfig
 from tq.divergence import compare, twins
 from tq.evaluate import evaluate
-from tq.file_format import Info
+from tq.file_format import FORMAT, Info
 from tq.layers import EXACT_FLOAT32, channels_last
 from tq.macs import multiply_accumulates
 from tq.mixed_precision import Choice
 from tq.models import build, load_into, weights_from
 from tq.pareto_plot import plot_front
+from tq.plot import SUFFIXES
 from tq.post_training import run
 from tq.ptq.images import check_forward
 from tq.train import describe, model_args, pick_device
@@ -45,9 +49,8 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
     source = file_of(flags.file, flags.runs)
     # a run's file is always called model.safetensors, its directory is not
     stem = source.parent.resolve().name if source.name == "model.safetensors" else source.stem
-    out = flags.out or Path(f"{stem}-{config.scheme}.safetensors")
-    if out.resolve() == source.resolve():
-        raise ValueError(f"--out {out} is the float file itself; give another name")
+    out = flags.out or Path(f"{stem}-{config.scheme}{_limit(config)}.safetensors")
+    _check_targets(flags, config, source, out)
     state = weights_from(source)
     info = _described(source)
     name = config.model or (info.model or {}).get("name")
@@ -83,7 +86,7 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
     twin, unfinished = copy.deepcopy(model), out.with_name(out.name + ".state")
     # what is measured later takes room in the file's header too
     widest = {"accuracy": 99.9999, "correct": len(data.test), "total": len(data.test)}
-    with progress_on(log) as bars:
+    with progress_on(log) as bars, _resumable(unfinished, log):
         found = run(
             model,
             images,
@@ -107,11 +110,12 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
     own = build(name, **model_args(data)) if ":" in name else None
     info = describe(name, data, mean, std, metrics)
     proof = save_verified(model, out, info, test, tolerance=config.tolerance, own_model=own)
-    unfinished.unlink(missing_ok=True)
+    if found.recovery is not None and found.recovery.rows:
+        unfinished.unlink(missing_ok=True)
     if flags.plot is not None and found.choice is not None:
-        _plot(found.choice, proof, flags.plot)
+        _plot(found.choice, proof, flags.plot, config)
     bounds = {n: m.accumulator_bound() for n, m in quant_layers(model).items()}
-    ratios = {row.name: row.snr_db for row in compare(twin, model, images[:1], names=twins(model, twin))}
+    ratios = {row.name: row.snr_db for row in compare(twin, model, [images[0][:32]], names=twins(model, twin))}
     result = {
         "file": str(out),
         "scheme": config.scheme,
@@ -171,25 +175,57 @@ def _allocation(choice: Choice) -> dict[str, Any]:
     }
 
 
-def _plot(choice: Choice, proof: Proof, out: Path) -> None:
+def _plot(choice: Choice, proof: Proof, out: Path, config: QuantizeConfig) -> None:
     """The front, with the file that was written as the star."""
     lost = 100 - proof.packed.accuracy
     plot_front(
         out,
         predicted=[(p.bytes, p.loss) for p in choice.allocation.front],
         chosen=(proof.bytes, lost),
+        target_bytes=None if config.target_size is None else parse_size(config.target_size),
         measured_label="top-1 error of the file (%)",
     )
+
+
+def _limit(config: QuantizeConfig) -> str:
+    """What a chosen size or drop adds to the file's name."""
+    if config.target_size is not None:
+        return f"-{config.target_size}"
+    return "" if config.max_drop is None else f"-drop{config.max_drop:g}"
+
+
+def _check_targets(flags: Quantize, config: QuantizeConfig, source: Path, out: Path) -> None:
+    """Raise ValueError for places that could not be written, before the work begins."""
+    if out.resolve() == source.resolve():
+        raise ValueError(f"--out {out} is the float file itself; give another name")
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"cannot write {out}: its directory is missing or read-only; give another --out")
+    if flags.plot is None:
+        return
+    if config.target_size is None and config.max_drop is None:
+        raise ValueError("--plot draws the choice of bits; give --target-size or --max-drop with it")
+    if flags.plot.suffix.lower() not in SUFFIXES or not flags.plot.parent.is_dir():
+        raise ValueError(f"cannot write --plot {flags.plot}: expected {', '.join(SUFFIXES)} in a directory that exists")
+
+
+@contextlib.contextmanager
+def _resumable(unfinished: Path, log: Console) -> Iterator[None]:
+    """On Ctrl-C say what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if unfinished.exists():
+            log.print(f"the same command goes on from {unfinished}")
+        raise
 
 
 def _described(path: Path) -> Info:
     """What a tq float file says about itself; nothing for files of other programs."""
     if path.suffix != ".safetensors":
         return Info()
-    try:
-        return checkpoint.read_info(path)
-    except ValueError:
-        return Info()
+    with safe_open(path, "pt") as file:
+        ours = (file.metadata() or {}).get("format") == FORMAT
+    return checkpoint.read_info(path) if ours else Info()
 
 
 def _calibration(

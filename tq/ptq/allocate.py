@@ -73,7 +73,7 @@ def allocate(
     """
     if (target_bytes is None) == (max_loss is None):
         raise ValueError("bits are allocated for either target_bytes or max_loss; give one of them")
-    options = _options(rows, costs, pinned or {})
+    options = options_of(rows, costs, pinned or {})
     front = Front(options)
     if target_bytes is not None:
         index = _at_most_bytes(front, target_bytes, file_bytes)
@@ -172,7 +172,7 @@ def reasons(options: Mapping[str, list[Option]], bits: Bits, pinned: Pins) -> di
     return lines
 
 
-def _options(rows: Iterable[Sensitivity], costs: Costs, pinned: Pins) -> dict[str, list[Option]]:
+def options_of(rows: Iterable[Sensitivity], costs: Costs, pinned: Pins) -> dict[str, list[Option]]:
     found: dict[str, list[Option]] = {}
     for row in rows:
         widths = found.setdefault(row.layer, [])
@@ -190,7 +190,8 @@ def _at_most_bytes(front: Front, target: int, file_bytes: Callable[[Bits], int])
     """The least loss whose file fits."""
     floor = file_bytes(front.bits(0))
     # headers name the layers of all widths but the most frequent: start where the shortest might do, go down from there
-    room = target - floor + int(front.bytes[0]) + sum(len(name) + 3 for name in front.names)
+    # (a header may lose every quoted name, and the whole group of each of the four widths)
+    room = target - floor + int(front.bytes[0]) + sum(len(name) + 6 for name in front.names) + 4 * 256
     start = int(np.searchsorted(front.bytes, room, side="right")) - 1
     for index in range(start, -1, -1):
         if file_bytes(front.bits(index)) <= target:

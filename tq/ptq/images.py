@@ -22,7 +22,8 @@ def checked(model: nn.Module, loader: Iterable[Any]) -> Iterator[Tensor]:
     Raises ValueError: nothing there, no float images, NaN, a network that cannot run on them or that answers with NaN.
     Warns where the values look like pixels that were never normalised.
     """
-    batches = (_images(batch, number) for number, batch in enumerate(loader))
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    batches = (_images(batch, number).to(device) for number, batch in enumerate(loader))
     first = next(batches, None)
     if first is None:
         raise ValueError("expected at least one calibration image, got none; give a loader with a batch in it")

@@ -166,7 +166,11 @@ def weight_scale(
     if method == "minmax":
         return largest
     if method == "percentile":
-        return torch.minimum(largest, rows.abs().quantile(percentile / 100, dim=1) / qmax)
+        if rows.shape[1] <= 1 << 24:
+            return torch.minimum(largest, rows.abs().quantile(percentile / 100, dim=1) / qmax)
+        # quantile() refuses longer rows
+        rank = max(1, math.ceil(percentile / 100 * rows.shape[1]))
+        return torch.minimum(largest, rows.abs().kthvalue(rank, dim=1).values / qmax)
     if method not in WEIGHT_METHODS:
         raise ValueError(f"unknown range method {method!r} of weights: expected {', '.join(WEIGHT_METHODS)}")
     power = 2.0 if method == "mse" else LP_POWER

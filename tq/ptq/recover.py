@@ -32,6 +32,10 @@ Progress = Callable[[str, int, int], None]
 ROUNDINGS = ("adaround", "blocks")
 
 
+MOST_VALUES = 2**25
+"""of the images that corrections see: 10,922 of 3 x 32 x 32, 222 of 3 x 224 x 224"""
+
+
 @dataclass(frozen=True)
 class Effort:
     """Which parts run, and for how long. bias, norms: None measures with and without and keeps the better."""
@@ -105,6 +109,8 @@ def recover(
     images = _checked(batches)
     targets = float_names(model, float_model)
     _add_biases(model)
+    # only learned rounding takes long enough to leave a state
+    state = state if settings.rounding else None
     store = RecoveryState(state, fingerprint(model, float_model, images, (settings, rates, seed)))
     equalized: tuple[str, ...] = ()
     if settings.equalize:
@@ -183,15 +189,17 @@ def _correct(
     """Correct bias and norms as the settings say, or as brings the last layer's outputs nearest to the float ones."""
     last = list(calls_of(model, list(targets), images[0][:1]))[-1]
     wanted = collect(float_model, targets[last], images)[1]
+    # corrections send all they are given through the network at once: as many images as that leaves room for
+    few = [torch.cat(images)[: max(1, MOST_VALUES // images[0][0].numel())]]
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     best, least, kept = (False, False), float("inf"), start
     for norms in (False, True) if settings.norms is None else (settings.norms,):
         for bias in (False, True) if settings.bias is None else (settings.bias,):
             model.load_state_dict(start)
             if norms:
-                reestimate_norms(model, images)
+                reestimate_norms(model, few)
             if bias:
-                correct_bias(model, float_model, images, targets)
+                correct_bias(model, float_model, few, targets)
             error = float(F.mse_loss(collect(model, last, images)[1], wanted))
             if error < least:
                 best, least = (bias, norms), error

@@ -7,6 +7,7 @@ before and after, seconds), "fingerprint": uint8 [32]}, the SHA-256 of weights, 
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,8 +69,13 @@ class RecoveryState:
         for name, tensor in model.get_submodule(unit.name).state_dict().items():
             self.tensors[f"{unit.name}|{name}"] = tensor.detach().cpu().clone()
         self.tensors[f"{unit.name}|row"] = torch.tensor([row.before, row.after, row.seconds], dtype=torch.float64)
-        with atomic(self.path, otherwise="the recovery cannot be resumed from here") as file:
-            torch.save(self.tensors, file)
+        try:
+            with atomic(self.path, otherwise="the recovery cannot be resumed from here") as file:
+                torch.save(self.tensors, file)
+        except OSError as error:
+            # the network itself can still be finished, and is much smaller
+            warnings.warn(str(error), stacklevel=2)
+            self.path = None
 
 
 def fingerprint(model: nn.Module, float_model: nn.Module, images: list[Tensor], settings: object) -> str:
