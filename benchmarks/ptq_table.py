@@ -129,7 +129,7 @@ def _flags() -> argparse.Namespace:
     parser.add_argument("--data", required=True)
     parser.add_argument("--mean", type=float, nargs="+", required=True)
     parser.add_argument("--std", type=float, nargs="+", required=True)
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), help="'SCHEME EFFORT' each")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), help="'SCHEME EFFORT' each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--peers", nargs="*", default=["onnxruntime", "openvino"])
     parser.add_argument("--out", type=Path, help="JSON; what it holds already is kept")
