@@ -18,7 +18,6 @@ from tq.cli import main
 from tq.models import load_into, weights_from
 
 X = torch.randn(6, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-RESNET20 = Path("/work/shared/data/resnet20-cifar10-pretrained.th")
 
 
 def network() -> nn.Sequential:
@@ -184,10 +183,12 @@ def test_whole_networks_are_never_unpickled(tmp_path: Path, monkeypatch: pytest.
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.skipif(not RESNET20.exists(), reason="needs the trained ResNet-20")
-def test_trained_option_a_resnet20() -> None:
-    model = models.build("resnet20-a", num_classes=10)
-    load_into(model, weights_from(RESNET20), where=RESNET20)
+def test_option_a_resnet20_from_a_foreign_container(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, file = models.build("resnet20-a", num_classes=10), tmp_path / "model.th"
+    foreign = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"state_dict": foreign, "best_prec1": 91.78}, file)
+    load_into(model, weights_from(file), where=file)
     x = torch.randn(2, 3, 32, 32)
     packed = tq.convert(tq.quantize(model.eval(), [x]))
     with torch.no_grad():
