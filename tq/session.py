@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import signal
 import traceback
@@ -79,7 +78,9 @@ def execute(config: TrainConfig, run: Run, *, resume: bool, out: Path | None = N
 @contextlib.contextmanager
 def _tuning_logged(run: Run) -> Iterator[None]:
     """A kernel that tries its tile choices (TQ_TUNE=on, on a GPU) is a phase of the run, not a silent wait."""
-    if importlib.util.find_spec("triton") is None:
+    import torch
+
+    if not torch.cuda.is_available():
         yield
         return
     from triton_kernels import tuning

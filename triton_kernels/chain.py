@@ -47,6 +47,13 @@ class Chain:
         self.program, self.impl = program, impl
         every = {s.conv.reads for s in program.steps if s.conv is not None}
         self._inverse = {codes: torch.tensor(codes.inverse, device=device) for codes in every}
+        values = range(-len(program.inputs), len(program.steps))
+        self._formats = {v: program.codes(v) for v in values}
+        # what only convolutions read, in the same codes, leaves its operator as these
+        self._out = {
+            v: formats[0] if len(formats) == 1 and not program.reads_float(v) else None
+            for v, formats in self._formats.items()
+        }
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """float32 tensors [N, C, H, W] or [N, C] in, [N, C, H, W] out."""
@@ -55,7 +62,7 @@ class Chain:
         coded: dict[tuple[int, Codes], Tensor] = {}
 
         def keep(value: int, y: Tensor) -> None:
-            formats = self.program.codes(value)
+            formats = self._formats[value]
             if y.dtype == torch.uint8:
                 coded[value, formats[0]] = y
                 return
@@ -74,9 +81,8 @@ class Chain:
     def _conv(
         self, value: int, step: Step, coded: dict[tuple[int, Codes], Tensor], floats: dict[int, Tensor]
     ) -> Tensor:
-        conv, formats = step.conv, self.program.codes(value)
+        conv, out = step.conv, self._out[value]
         assert conv is not None
-        out = formats[0] if len(formats) == 1 and not self.program.reads_float(value) else None
         y: Tensor = torch.ops.tq.quant_conv2d(
             coded[step.source, conv.reads], conv.packed, conv.bits, conv.shape, conv.scale, conv.bias,
             stride=step.stride, padding=step.padding, dilation=step.dilation, groups=conv.groups,

@@ -155,6 +155,12 @@ def float_form(weight: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     return form
 
 
+def ones(weight: Tensor) -> Tensor:
+    """float32 [out], the scale that leaves accumulators what they are; kept, because it is needed at every call."""
+    found: Tensor = _form(weight, ("ones",), lambda: torch.ones(weight.shape[0], device=weight.device))
+    return found
+
+
 def _form(weight: Tensor, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     # Inference tensors have no version; an in-place change of one goes unseen.
     version = -1 if weight.is_inference() else weight._version

@@ -197,7 +197,8 @@ class Plan:
         """Outputs for these inputs, not filled."""
         check_inputs(self.program, inputs)
         shapes = [(inputs[0].shape[0], *self.program.shape(v)) for v in self.program.outputs]
-        return [inputs[0].new_empty(s).to(memory_format=torch.channels_last) for s in shapes]
+        device = inputs[0].device
+        return [torch.empty(s, dtype=torch.float32, device=device, memory_format=torch.channels_last) for s in shapes]
 
     def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """What a call does, eagerly."""

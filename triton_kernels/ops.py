@@ -69,11 +69,11 @@ def _int_conv2d(
         return cpu.int_conv2d(x, form)
     if chosen == "triton" and x.shape[0]:
         kernel = importlib.import_module("triton_kernels.quant_conv2d").quant_conv2d
-        ones, given = torch.ones(weight_shape[0], device=x.device), Input(zero_point=zero_point)
+        ones, given = dispatch.ones(weight), Input(zero_point=zero_point)
         acc: Tensor = kernel(x, form, ones, None, given, stride=stride, padding=padding, dilation=dilation)
         return acc
     if not x.shape[0]:
-        return _conv_output(x, weight_shape, stride, padding, dilation, torch.float32)
+        return _images(x, _conv_shape(x, weight_shape, stride, padding, dilation), torch.float32)
     acc = reference.int_conv2d(x.double() - zero_point, form, stride, padding, dilation, groups)
     return acc.contiguous(memory_format=torch.channels_last)
 
@@ -88,8 +88,7 @@ def _int_matmul(
         return cpu.int_matmul(x, form)
     if chosen == "triton" and x.numel():
         kernel = importlib.import_module("triton_kernels.quant_matmul").quant_matmul
-        ones = torch.ones(weight_shape[0], device=x.device)
-        acc: Tensor = kernel(x, form, ones, None, Input(zero_point=zero_point))
+        acc: Tensor = kernel(x, form, dispatch.ones(weight), None, Input(zero_point=zero_point))
         return acc
     if not x.numel():
         return x.new_zeros((*x.shape[:-1], weight_shape[0]), dtype=torch.float32)
@@ -107,17 +106,17 @@ def _quant_conv2d(
     impl: str = "auto",
     **rest: Any,
 ) -> Tensor:
-    y, given, out = _conv_layer(x, weight, bits, weight_shape, scale, bias, rest)
+    shape, given, out = _conv_layer(x, weight, bits, weight_shape, scale, bias, rest)
     stride, padding, dilation, groups = _geometry(rest)
     kind = given.kind(x.dtype)
     chosen = choose("float" if kind == "float" else "int_conv2d", x.device, impl)
     if not x.shape[0]:
-        return y
+        return _images(x, shape, out.out_dtype)
     geometry = {"stride": stride, "padding": padding, "dilation": dilation}
     if chosen == "triton":
         form = dispatch.conv_form(chosen, weight, bits, weight_shape, stride, padding, dilation, groups, 0)
         kernel = importlib.import_module("triton_kernels.quant_conv2d").quant_conv2d
-        y = kernel(x, form, scale, bias, given, out, **geometry)
+        y: Tensor = kernel(x, form, scale, bias, given, out, **geometry)
     elif chosen == "reference":
         y = reference.quant_conv2d(
             x, weight, bits, weight_shape, scale, bias, **geometry, groups=groups, given=given, out=out
@@ -144,7 +143,7 @@ def _quant_matmul(
     impl: str = "auto",
     **rest: Any,
 ) -> Tensor:
-    y, given, out = _matmul_layer(x, weight, bits, weight_shape, scale, bias, rest)
+    shape, given, out = _matmul_layer(x, weight, bits, weight_shape, scale, bias, rest)
     kind, groups = given.kind(x.dtype), 1 if scale.dim() == 1 else scale.shape[1]
     chosen = choose("float" if kind == "float" else "int_matmul", x.device, impl)
     if chosen == "cpu" and groups > 1 and kind != "float":
@@ -154,11 +153,12 @@ def _quant_matmul(
                 f'impl "auto" or "reference"'
             )
         chosen = "reference"
-    if not y.numel() or not x.numel():
-        return y.zero_()
+    if not x.numel():
+        return x.new_zeros(shape, dtype=out.out_dtype)
     if chosen == "triton":
         form = dispatch.matmul_form(chosen, weight, bits, weight_shape, 0, groups)
-        y = importlib.import_module("triton_kernels.quant_matmul").quant_matmul(x, form, scale, bias, given, out)
+        kernel = importlib.import_module("triton_kernels.quant_matmul").quant_matmul
+        y: Tensor = kernel(x, form, scale, bias, given, out)
     elif chosen == "reference":
         y = reference.quant_matmul(x, weight, bits, weight_shape, scale, bias, given=given, out=out)
     elif kind == "float":
@@ -212,7 +212,7 @@ def _fake_int_conv2d(
     check_packed(weight, bits, weight_shape)
     checks.check_conv(weight_shape, stride, padding, dilation, groups, zero_point)
     checks.check_conv_input(x, weight, weight_shape, padding, dilation, groups, torch.uint8)
-    return _conv_output(x, weight_shape, stride, padding, dilation, torch.float32)
+    return _images(x, _conv_shape(x, weight_shape, stride, padding, dilation), torch.float32)
 
 
 def _fake_int_matmul(
@@ -233,7 +233,8 @@ def _fake_quant_conv2d(
     bias: Tensor | None = None,
     **rest: Any,
 ) -> Tensor:
-    return _conv_layer(x, weight, bits, weight_shape, scale, bias, rest)[0]
+    shape, _, out = _conv_layer(x, weight, bits, weight_shape, scale, bias, rest)
+    return _images(x, shape, out.out_dtype)
 
 
 def _fake_quant_matmul(
@@ -245,13 +246,14 @@ def _fake_quant_matmul(
     bias: Tensor | None = None,
     **rest: Any,
 ) -> Tensor:
-    return _matmul_layer(x, weight, bits, weight_shape, scale, bias, rest)[0]
+    shape, _, out = _matmul_layer(x, weight, bits, weight_shape, scale, bias, rest)
+    return x.new_empty(shape, dtype=out.out_dtype)
 
 
 def _conv_layer(
     x: Tensor, weight: Tensor, bits: int, shape: Sequence[int], scale: Tensor, bias: Tensor | None, rest: dict[str, Any]
-) -> tuple[Tensor, Input, Output]:
-    """Check a convolution's arguments: an empty output of its shape, and what its inputs and outputs are."""
+) -> tuple[tuple[int, ...], Input, Output]:
+    """Check a convolution's arguments: its output's shape, and what its inputs and outputs are."""
     given, out = _specs(rest)
     stride, padding, dilation, groups = _geometry(rest)
     check_packed(weight, bits, shape)
@@ -259,14 +261,14 @@ def _conv_layer(
     checks.check_input(x, given)
     checks.check_conv_input(x, weight, shape, padding, dilation, groups, x.dtype)
     checks.check_scales(scale, bias, shape, x.device)
-    y = _conv_output(x, shape, stride, padding, dilation, out.out_dtype)
-    checks.check_output(out, y.shape, x.device)
-    return y, given, out
+    result = _conv_shape(x, shape, stride, padding, dilation)
+    checks.check_output(out, result, x.device)
+    return result, given, out
 
 
 def _matmul_layer(
     x: Tensor, weight: Tensor, bits: int, shape: Sequence[int], scale: Tensor, bias: Tensor | None, rest: dict[str, Any]
-) -> tuple[Tensor, Input, Output]:
+) -> tuple[tuple[int, ...], Input, Output]:
     """The same for a product."""
     given, out = _specs(rest)
     check_packed(weight, bits, shape)
@@ -274,9 +276,9 @@ def _matmul_layer(
     checks.check_input(x, given)
     checks.check_rows(x, weight, shape, given)
     checks.check_scales(scale, bias, shape, x.device)
-    y = x.new_empty((*x.shape[:-1], shape[0]), dtype=out.out_dtype)
-    checks.check_output(out, y.shape, x.device)
-    return y, given, out
+    result = (*x.shape[:-1], shape[0])
+    checks.check_output(out, result, x.device)
+    return result, given, out
 
 
 def _specs(rest: dict[str, Any]) -> tuple[Input, Output]:
@@ -289,19 +291,18 @@ def _geometry(rest: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
     return stride, padding, dilation, groups
 
 
-def _conv_output(
-    x: Tensor,
-    shape: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    dtype: torch.dtype,
-) -> Tensor:
+def _conv_shape(
+    x: Tensor, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, ...]:
     sizes = [
         (size + 2 * pad - step * (kernel - 1) - 1) // hop + 1
         for size, pad, step, kernel, hop in zip(x.shape[2:], padding, dilation, shape[2:], stride, strict=True)
     ]
-    return x.new_empty((x.shape[0], shape[0], *sizes), dtype=dtype).to(memory_format=torch.channels_last)
+    return (x.shape[0], shape[0], *sizes)
+
+
+def _images(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
 
 
 for _name, _run, _fake in (
