@@ -27,6 +27,7 @@ ideal, as all published kernels do. The binary tensor-core product (mma ... b1) 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.epilogue import finish, tail
+from triton_kernels.epilogue import finish, tail_of
 from triton_kernels.launch import Case, Launch, interpreted
 from triton_kernels.layout import check_packed, pack, row_bytes, unpack
 from triton_kernels.spec import NO_OUTPUT, Input, Output
@@ -142,15 +143,21 @@ def plan(
     tiles, m = config.constants, x.shape[0]
     if out.residual is not None:
         out = replace(out, residual=out.residual.reshape(m, form.n))
-    args, constants = tail(out, y)
     strides = (0, 0) if out.residual is None else out.residual.stride()
-    args |= {
-        "x": x, "words": form.words, "wsum": form.wsum, "scale": scale, "bias": bias, "m": m, "n": form.n,
-        "k": form.k, "rows": form.words.shape[0], "x_stride": x.stride(0),
+    args: dict[str, Any] = {
+        "tail": tail_of(out, y), "x": x, "words": form.words, "wsum": form.wsum, "scale": scale, "bias": bias,
+        "m": m, "n": form.n, "k": form.k, "rows": form.words.shape[0], "x_stride": x.stride(0),
         "w_stride": form.words.stride(0), "residual_stride_m": strides[0], "residual_stride_n": strides[1],
         "zero": 0 if given.binary else given.zero_point,
     }  # fmt: skip
-    constants |= {"X_BITS": form.x_bits, "BINARY": given.binary, "ASM": not interpreted(), "STEP": _STEP, **tiles}
+    constants = {
+        "RELU": out.relu,
+        "X_BITS": form.x_bits,
+        "BINARY": given.binary,
+        "ASM": not interpreted(),
+        "STEP": _STEP,
+        **tiles,
+    }
     assert _COLUMNS % tiles["BN"] == 0
     columns = triton.cdiv(form.n, tiles["BN"])
     if "BW" in tiles:
@@ -231,9 +238,8 @@ def _scaled(differences, wsum, scale, bias, at, mask, k, zero, X_BITS: tl.conste
 
 @triton.jit
 def _vector(  # type: ignore[no-untyped-def]
-    x, words, wsum, scale, bias, out, residual, residual_scale, residual_zero, out_inv_scale, out_zero, out_low,
-    out_high, n, k, rows, x_stride, w_stride, residual_stride_m, residual_stride_n, zero,
-    X_BITS: tl.constexpr, BINARY: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, OUT: tl.constexpr,
+    x, words, wsum, scale, bias, tail, n, k, rows, x_stride, w_stride, residual_stride_m, residual_stride_n, zero,
+    X_BITS: tl.constexpr, BINARY: tl.constexpr, RELU: tl.constexpr,
     ASM: tl.constexpr, BN: tl.constexpr, BW: tl.constexpr,
 ):  # fmt: skip
     """One row of x, BN columns; the words of K are spread over the threads and summed at the end."""
@@ -249,17 +255,13 @@ def _vector(  # type: ignore[no-untyped-def]
     inside = at < n
     y = _scaled(tl.sum(total, 0), wsum, scale, bias, at, inside, k, zero, X_BITS, BINARY)
     beside = m * residual_stride_m + at.to(tl.int64) * residual_stride_n
-    finish(
-        y, m * n + at, beside, inside, out, residual, residual_scale, residual_zero, out_inv_scale, out_zero, out_low,
-        out_high, RESIDUAL, RELU, OUT,
-    )  # fmt: skip
+    finish(y, m * n + at, beside, inside, tail, RELU)
 
 
 @triton.jit
 def _tile(  # type: ignore[no-untyped-def]
-    x, words, wsum, scale, bias, out, residual, residual_scale, residual_zero, out_inv_scale, out_zero, out_low,
-    out_high, m, n, k, rows, x_stride, w_stride, residual_stride_m, residual_stride_n, zero,
-    X_BITS: tl.constexpr, BINARY: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr, OUT: tl.constexpr,
+    x, words, wsum, scale, bias, tail, m, n, k, rows, x_stride, w_stride, residual_stride_m, residual_stride_n, zero,
+    X_BITS: tl.constexpr, BINARY: tl.constexpr, RELU: tl.constexpr,
     ASM: tl.constexpr, STEP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """BM rows of x by BN columns, word by word: POPC is so slow that the loads, served by the L1, hide behind it."""
@@ -275,10 +277,7 @@ def _tile(  # type: ignore[no-untyped-def]
             total += _differences(low, high, w, X_BITS, ASM)
     y = _scaled(total, wsum, scale, bias, at, at < n, k, zero, X_BITS, BINARY)
     beside = i * residual_stride_m + at.to(tl.int64) * residual_stride_n
-    finish(
-        y, i * n + at, beside, (i < m) & (at < n), out, residual, residual_scale, residual_zero, out_inv_scale,
-        out_zero, out_low, out_high, RESIDUAL, RELU, OUT,
-    )  # fmt: skip
+    finish(y, i * n + at, beside, (i < m) & (at < n), tail, RELU)
 
 
 def cases() -> list[Case]:

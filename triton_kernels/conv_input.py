@@ -8,6 +8,7 @@ padding and 4, 8 or 16 channels a pixel, as `conv_form` has made its weights for
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from triton_kernels import reference
 from triton_kernels.conv_form import ConvForm
-from triton_kernels.epilogue import finish, tail
+from triton_kernels.epilogue import finish, tail_of
 from triton_kernels.launch import Launch
 from triton_kernels.spec import Input, Output
 
@@ -24,14 +25,7 @@ from triton_kernels.spec import Input, Output
 @triton.jit
 def _quantize(  # type: ignore[no-untyped-def]
     x,
-    out,
-    residual,
-    residual_scale,
-    residual_zero,
-    out_inv_scale,
-    out_zero,
-    out_low,
-    out_high,
+    tail,
     height,
     width,
     stride_n,
@@ -41,9 +35,6 @@ def _quantize(  # type: ignore[no-untyped-def]
     out_n,
     out_h,
     out_w,
-    RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr,
-    OUT: tl.constexpr,
     C: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -57,23 +48,7 @@ def _quantize(  # type: ignore[no-untyped-def]
     to = image * out_n + row.to(INDEX) * out_h + column * out_w + c
     known = i < width * C
     value = tl.load(x + at, mask=known, other=0).to(tl.float32)
-    finish(
-        value,
-        to,
-        to,
-        known,
-        out,
-        residual,
-        residual_scale,
-        residual_zero,
-        out_inv_scale,
-        out_zero,
-        out_low,
-        out_high,
-        RESIDUAL,
-        RELU,
-        OUT,
-    )
+    finish(value, to, to, known, tail, False)
 
 
 def _stored(given: Input) -> Output:
@@ -93,13 +68,12 @@ def _stored(given: Input) -> Output:
 
 def _plan_quantize(x: Tensor, stored: Output, y: Tensor) -> Launch:
     """x [N, C, H, W] floating -> y [N, H, W, C] codes."""
-    args, constants = tail(stored, y)
     n, c, h, w = x.shape
     block = min(1024, triton.next_power_of_2(w * c))
-    args |= {"x": x, "height": h, "width": w}
+    args: dict[str, Any] = {"x": x, "tail": tail_of(stored, y), "height": h, "width": w}
     args |= dict(zip(("stride_n", "stride_c", "stride_h", "stride_w"), x.stride(), strict=True))
     args |= dict(zip(("out_n", "out_h", "out_w"), y.stride()[:3], strict=True))
-    constants |= {"C": c, "WIDE": wide(x, y), "BLOCK": block}
+    constants = {"C": c, "WIDE": wide(x, y), "BLOCK": block}
     return Launch(_quantize, (n * h, triton.cdiv(w * c, block)), args, constants, num_warps=max(1, block // 256))
 
 

@@ -20,7 +20,7 @@ The weights lie as `conv_form` says. With SPLIT > 1 each program sums a share of
 import triton
 import triton.language as tl
 
-from triton_kernels.epilogue import finish
+from triton_kernels.epilogue import channels, finish
 
 
 @triton.constexpr_function
@@ -72,14 +72,7 @@ def conv(  # type: ignore[no-untyped-def]
     scale,
     bias,
     blank,
-    out,
-    residual,
-    residual_scale,
-    residual_zero,
-    out_inv_scale,
-    out_zero,
-    out_low,
-    out_high,
+    tail,
     pixels,
     height,
     width,
@@ -88,9 +81,7 @@ def conv(  # type: ignore[no-untyped-def]
     zero,
     start,
     partial,
-    RESIDUAL: tl.constexpr,
     RELU: tl.constexpr,
-    OUT: tl.constexpr,
     C: tl.constexpr,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
@@ -185,26 +176,8 @@ def conv(  # type: ignore[no-untyped-def]
         tl.store(partial + tl.program_id(1).to(tl.int64) * pixels * OUTPUTS + to, acc, mask=mask)
     else:
         if EXACT:
-            result = ((acc >> SHIFT) - (zero * tl.load(wsum + channel))[None, :]).to(tl.float32)
+            result = channels(acc, m, channel, pixels, OUTPUTS, wsum, scale, bias, None, zero, SHIFT)
         else:
             result = acc * (1.0 / (1 << SHIFT))
-        result = result * tl.load(scale + channel)[None, :]
-        if bias is not None:
-            result = result + tl.load(bias + channel)[None, :]
-        finish(
-            result,
-            to,
-            to,
-            mask,
-            out,
-            residual,
-            residual_scale,
-            residual_zero,
-            out_inv_scale,
-            out_zero,
-            out_low,
-            out_high,
-            RESIDUAL,
-            RELU,
-            OUT,
-        )
+            result = channels(result, m, channel, pixels, OUTPUTS, None, scale, bias, None, 0, 0)
+        finish(result, to, to, mask, tail, RELU)

@@ -11,7 +11,7 @@ for use: int32 [kh * kw, O], 36 bytes a channel for 3 x 3, whatever its width in
 import triton
 import triton.language as tl
 
-from triton_kernels.epilogue import finish
+from triton_kernels.epilogue import channels, finish
 from triton_kernels.tuning import Config
 
 
@@ -29,23 +29,14 @@ def kernel(  # type: ignore[no-untyped-def]
     wsum,
     scale,
     bias,
-    out,
-    residual,
-    residual_scale,
-    residual_zero,
-    out_inv_scale,
-    out_zero,
-    out_low,
-    out_high,
+    tail,
     pixels,
     height,
     width,
     out_height,
     out_width,
     zero,
-    RESIDUAL: tl.constexpr,
     RELU: tl.constexpr,
-    OUT: tl.constexpr,
     C: tl.constexpr,
     OUTPUTS: tl.constexpr,
     KH: tl.constexpr,
@@ -81,26 +72,6 @@ def kernel(  # type: ignore[no-untyped-def]
         at = (base + y.to(INDEX) * width + x_)[:, None] * C + channel[None, :]
         values = tl.load(x + at, mask=real, other=zero if EXACT else 0).to(SUM)
         acc += values * tl.load(weight + tap * OUTPUTS + n, mask=known, other=0).to(SUM)[None, :]
-    if EXACT:
-        acc -= (zero * tl.load(wsum + n, mask=known, other=0))[None, :]
-    result = acc.to(tl.float32) * tl.load(scale + n, mask=known, other=0)[None, :]
-    if bias is not None:
-        result = result + tl.load(bias + n, mask=known, other=0)[None, :]
+    result = channels(acc, m, n, pixels, OUTPUTS, wsum if EXACT else None, scale, bias, None, zero, 0)
     to = m[:, None].to(INDEX) * OUTPUTS + n[None, :]
-    finish(
-        result,
-        to,
-        to,
-        (m < pixels)[:, None] & known[None, :],
-        out,
-        residual,
-        residual_scale,
-        residual_zero,
-        out_inv_scale,
-        out_zero,
-        out_low,
-        out_high,
-        RESIDUAL,
-        RELU,
-        OUT,
-    )
+    finish(result, to, to, (m < pixels)[:, None] & known[None, :], tail, RELU)

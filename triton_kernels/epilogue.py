@@ -1,12 +1,8 @@
 """The end of every kernel of a layer, on one tile: scale and bias, residual, ReLU, then codes or floats.
 
-`affine` is `reference.epilogue` and `finish` is `reference.finish`, on a tile of float32 results; `finish` also gets
-the offset of each in the output and in the residual, so that a tile may lie either way round and hold any rows. `tail`
-makes the kernel's arguments for it from an `Output`:
-
-    args        out, residual, residual_scale, out_inv_scale  pointers or None
-                residual_zero, out_zero, out_low, out_high    floats, since Triton compiles anew for some integers
-    constants   RESIDUAL "none", "plain" (floats) or "codes"; RELU; OUT "float", "codes" or "binary"
+`channels` is `reference.epilogue` and `finish` is `reference.finish`, on a tile of float32 results; `finish` also gets
+the offset of each in the output and in the residual, so that a tile may lie either way round and hold any rows. What it
+does follows from its `Tail`, one argument of every kernel, whose None entries are known when the kernel is compiled.
 
 Rounding: v + 1.5 * 2^23 has a last place of 1, so the sum is rounded to an integer, half to even as `torch.round`, and
 the low bits of its pattern are that integer (|v| < 2^22) in two's complement: no slow conversion. The limits are
@@ -16,7 +12,7 @@ integers, so clamping before rounding and before adding the zero point gives the
 does not vary from run to run as it would with atomics.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -29,34 +25,37 @@ from triton_kernels.spec import Output
 _MAGIC = tl.constexpr(12582912.0)
 
 
-def tail(out: Output, y: Tensor) -> tuple[dict[str, Tensor | int | float | None], dict[str, Any]]:
-    """(args, constants) of `finish` for a kernel that writes y, by name."""
+class Tail(NamedTuple):
+    """What `finish` reads and writes.
+
+    out: the output; codes where it is int8 or uint8. residual: None, floats, or with residual_scale codes. inv_scale:
+    None for floats and for binary codes. Limits and zero points are floats, since Triton compiles anew for some
+    integers; low and high are relative to zero.
+    """
+
+    out: Tensor
+    residual: Tensor | None
+    residual_scale: Tensor | None
+    residual_zero: float
+    inv_scale: Tensor | None
+    zero: float
+    low: float
+    high: float
+
+
+def tail_of(out: Output, y: Tensor) -> Tail:
+    """The tail of a kernel that writes y."""
     codes = out.residual is not None and out.residual_scale is not None
-    args: dict[str, Tensor | int | float | None] = {
-        "out": y,
-        "residual": out.residual,
-        "residual_scale": out.residual_scale if codes else None,
-        "residual_zero": float(out.residual_zero_point),
-        "out_inv_scale": None if out.binary else out.inv_scale,
-        "out_zero": float(out.zero_point),
-        "out_low": float(out.qmin - out.zero_point),
-        "out_high": float(out.qmax - out.zero_point),
-    }
-    constants = {
-        "RESIDUAL": "codes" if codes else "none" if out.residual is None else "plain",
-        "RELU": out.relu,
-        "OUT": "binary" if out.binary else "codes" if out.codes else "float",
-    }
-    return args, constants
-
-
-@triton.jit
-def affine(acc, scale, bias):  # type: ignore[no-untyped-def]
-    """acc * scale + bias in float32, each operation rounded. scale, bias (None without): of a shape that broadcasts."""
-    y = acc.to(tl.float32) * scale
-    if bias is not None:
-        y = y + bias
-    return y
+    return Tail(
+        out=y,
+        residual=out.residual,
+        residual_scale=out.residual_scale if codes else None,
+        residual_zero=float(out.residual_zero_point),
+        inv_scale=None if out.binary else out.inv_scale,
+        zero=float(out.zero_point),
+        low=float(out.qmin - out.zero_point),
+        high=float(out.qmax - out.zero_point),
+    )
 
 
 @triton.jit
@@ -72,44 +71,32 @@ def round_codes(v, low, high, zero):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def finish(  # type: ignore[no-untyped-def]
-    y,
-    at,
-    residual_at,
-    mask,
-    out,
-    residual,
-    residual_scale,
-    residual_zero,
-    out_inv_scale,
-    out_zero,
-    out_low,
-    out_high,
-    RESIDUAL: tl.constexpr,
-    RELU: tl.constexpr,
-    OUT: tl.constexpr,
-):
-    """Store the tile y (float32, after scale and bias) at `out + at` where mask holds.
+def finish(y, at, residual_at, mask, tail, RELU: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Store the tile y (float32, after scale and bias) at `tail.out + at` where mask holds.
 
     at, residual_at, mask: tiles of y's shape (residual_at is unused without a residual).
     """
-    if RESIDUAL != "none":
-        r = tl.load(residual + residual_at, mask=mask, other=0)
-        if RESIDUAL == "codes":
+    if tail.residual is not None:
+        r = tl.load(tail.residual + residual_at, mask=mask, other=0)
+        if tail.residual_scale is not None:
             # by way of int32: straight from bytes takes up to a third more registers
-            r = (r.to(tl.int32).to(tl.float32) - residual_zero) * tl.load(residual_scale)
+            r = (r.to(tl.int32).to(tl.float32) - tail.residual_zero) * tl.load(tail.residual_scale)
         y = y + r.to(tl.float32)
     if RELU:
         # torch.relu keeps NaN
         y = tl.maximum(y, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    if OUT == "float":
-        tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
-    elif OUT == "binary":
-        sign = tl.where(y >= 0.0, 1, -1) + tl.cast(out_zero, tl.int32)
-        tl.store(out + at, sign.to(out.dtype.element_ty), mask=mask)
-    else:
-        codes = round_codes(y * tl.load(out_inv_scale), out_low, out_high, out_zero)
-        tl.store(out + at, codes.to(out.dtype.element_ty), mask=mask)
+    if tail.inv_scale is not None:
+        y = round_codes(y * tl.load(tail.inv_scale), tail.low, tail.high, tail.zero)
+    elif tail.out.dtype.element_ty.is_int():
+        y = tl.where(y >= 0.0, 1, -1) + tl.cast(tail.zero, tl.int32)
+    tl.store(tail.out + at, y.to(tail.out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def finish_rows(y, m_at, n_at, mask, out_stride, residual_stride, tail, RELU: tl.constexpr):  # type: ignore[no-untyped-def]
+    """`finish` for a tile [rows, channels] of matrices whose rows are dense."""
+    row = m_at.to(tl.int64)[:, None]
+    finish(y, row * out_stride + n_at[None, :], row * residual_stride + n_at[None, :], mask, tail, RELU)
 
 
 @triton.jit
@@ -153,17 +140,8 @@ def sum_kernel(  # type: ignore[no-untyped-def]
     out_stride,
     residual_stride,
     zero,
-    out,
-    residual,
-    residual_scale,
-    residual_zero,
-    out_inv_scale,
-    out_zero,
-    out_low,
-    out_high,
-    RESIDUAL: tl.constexpr,
+    tail,
     RELU: tl.constexpr,
-    OUT: tl.constexpr,
     SHIFT: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -177,33 +155,13 @@ def sum_kernel(  # type: ignore[no-untyped-def]
     for i in tl.static_range(1, SPLIT):
         acc += tl.load(partial + at + i * (tl.cast(m, tl.int64) * n), mask=mask, other=0)
     y = channels(acc, m_at, n_at, m, n, wsum, scale, bias, row_scale, zero, SHIFT)
-    wide = m_at.to(tl.int64)[:, None]
-    finish(
-        y,
-        wide * out_stride + n_at[None, :],
-        wide * residual_stride + n_at[None, :],
-        mask,
-        out,
-        residual,
-        residual_scale,
-        residual_zero,
-        out_inv_scale,
-        out_zero,
-        out_low,
-        out_high,
-        RESIDUAL,
-        RELU,
-        OUT,
-    )
+    finish_rows(y, m_at, n_at, mask, out_stride, residual_stride, tail, RELU)
 
 
-def plan_sum(
-    partial: Tensor, args: dict[str, Tensor | int | float | None], constants: dict[str, Any], shift: int
-) -> Launch:
+def plan_sum(partial: Tensor, args: dict[str, Any], constants: dict[str, Any], shift: int) -> Launch:
     """The launch that ends a split product. partial: [SPLIT, m, n]; args, constants: the product kernel's, by name."""
     split, m, n = partial.shape
     names = set(sum_kernel.arg_names)
     args = {name: value for name, value in args.items() if name in names}
-    constants = {name: constants[name] for name in ("RESIDUAL", "RELU", "OUT")}
-    constants |= {"SHIFT": shift, "SPLIT": split, "BLOCK": 256}
+    constants = {"RELU": constants["RELU"], "SHIFT": shift, "SPLIT": split, "BLOCK": 256}
     return Launch(sum_kernel, (m, triton.cdiv(n, 256)), args, constants, num_warps=2, num_stages=1)

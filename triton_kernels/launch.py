@@ -13,12 +13,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """kernel: a `triton.jit` function. args: its runtime arguments by name (tensors, numbers or None). constants: its
-    `tl.constexpr` arguments by name."""
+    """kernel: a `triton.jit` function. args: its runtime arguments by name (tensors, numbers, None, or named tuples of
+    these). constants: its `tl.constexpr` arguments by name."""
 
     kernel: Any
     grid: tuple[int, ...]
-    args: dict[str, Tensor | int | float | None]
+    args: dict[str, Tensor | int | float | tuple[Any, ...] | None]
     constants: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 3

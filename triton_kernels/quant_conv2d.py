@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import torch
 import triton
@@ -21,7 +22,7 @@ from triton_kernels import depthwise_conv2d
 from triton_kernels.conv_form import ConvForm, prepare
 from triton_kernels.conv_input import enter, wide
 from triton_kernels.conv_kernel import conv
-from triton_kernels.epilogue import plan_sum, tail
+from triton_kernels.epilogue import plan_sum, tail_of
 from triton_kernels.launch import Case, Launch, interpreted
 from triton_kernels.layout import row_bytes
 from triton_kernels.spec import NO_INPUT, NO_OUTPUT, Input, Output
@@ -89,11 +90,26 @@ def plan(
     pixels = y.shape[0] * y.shape[2] * y.shape[3]
     config = config or candidates(form, pixels, x.dtype)[0]
     tiles = config.constants
-    args, constants = tail(out, y)
-    args |= {"x": x, "weight": form.weight, "wsum": form.wsum, "scale": scale, "bias": bias, "pixels": pixels}
+    args: dict[str, Any] = {
+        "tail": tail_of(out, y),
+        "x": x,
+        "weight": form.weight,
+        "wsum": form.wsum,
+        "scale": scale,
+        "bias": bias,
+        "pixels": pixels,
+    }
     args |= {"height": x.shape[2], "width": x.shape[3], "out_height": y.shape[2], "out_width": y.shape[3]}
     o, i, kh, kw = form.view
-    constants |= {"C": x.shape[1], "OUTPUTS": o, "KH": kh, "KW": kw, "WIDE": wide(x, y), **tiles}
+    constants: dict[str, Any] = {
+        "RELU": out.relu,
+        "C": x.shape[1],
+        "OUTPUTS": o,
+        "KH": kh,
+        "KW": kw,
+        "WIDE": wide(x, y),
+        **tiles,
+    }
     for name, pair in (("STRIDE", stride), ("PAD", padding), ("DILATION", dilation)):
         constants |= {f"{name}_H": pair[0], f"{name}_W": pair[1]}
     groups = form.groups if form.block else 1

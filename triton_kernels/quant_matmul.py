@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from triton_kernels import weight_only
-from triton_kernels.epilogue import channels, finish, plan_sum, tail, tile
+from triton_kernels.epilogue import channels, finish_rows, plan_sum, tail_of, tile
 from triton_kernels.launch import Case, Launch, interpreted
 from triton_kernels.layout import BITS
 from triton_kernels.planar import MatmulForm, configs, prepare_matmul
@@ -78,17 +78,8 @@ def matmul_kernel(  # type: ignore[no-untyped-def]
     out_stride,
     residual_stride,
     zero,
-    out,
-    residual,
-    residual_scale,
-    residual_zero,
-    out_inv_scale,
-    out_zero,
-    out_low,
-    out_high,
-    RESIDUAL: tl.constexpr,
+    tail,
     RELU: tl.constexpr,
-    OUT: tl.constexpr,
     BITS: tl.constexpr,
     S: tl.constexpr,
     GROUP: tl.constexpr,
@@ -164,24 +155,7 @@ def matmul_kernel(  # type: ignore[no-untyped-def]
             y = channels(result, m_at, n_at, m, n, None, None, bias, None, zero, SHIFT)
         else:
             y = channels(result, m_at, n_at, m, n, wsum, scale, bias, row_scale, zero, SHIFT)
-        wide = m_at.to(tl.int64)[:, None]
-        finish(
-            y,
-            wide * out_stride + n_at[None, :],
-            wide * residual_stride + n_at[None, :],
-            mask,
-            out,
-            residual,
-            residual_scale,
-            residual_zero,
-            out_inv_scale,
-            out_zero,
-            out_low,
-            out_high,
-            RESIDUAL,
-            RELU,
-            OUT,
-        )
+        finish_rows(y, m_at, n_at, mask, out_stride, residual_stride, tail, RELU)
 
 
 def quant_matmul(
@@ -262,10 +236,9 @@ def plan(
     tiles = config.constants
     bm, bn, split = tiles["BM"], tiles["BN"], tiles["SPLIT"]
     even = real == planar.blocks * planar.block * planar.fields and (not grouped or planar.padded == size)
-    tail_args, tail_constants = tail(out, y)
     sums = torch.float32 if grouped else torch.int32
     partial = torch.empty(split, m, form.n, dtype=sums, device=x.device) if split > 1 else None
-    args: dict[str, Tensor | int | float | None] = {
+    args: dict[str, Any] = {
         "x": codes,
         "words": planar.words,
         "wsum": form.wsum,
@@ -284,10 +257,10 @@ def plan(
         "out_stride": y.stride(0),
         "residual_stride": out.residual.stride(0) if out.residual is not None else 0,
         "zero": 0 if binary or given.dynamic else given.zero_point - offset(given, x.dtype),
-        **tail_args,
+        "tail": tail_of(out, y),
     }
     constants = {
-        **tail_constants,
+        "RELU": out.relu,
         "BITS": form.bits,
         "S": planar.block,
         "GROUP": planar.padded if grouped else 0,

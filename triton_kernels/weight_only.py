@@ -14,13 +14,14 @@ unpacked once for both. Split in the loop, x took 4 to 50 instructions a weight 
 """
 
 from itertools import product
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from triton_kernels.epilogue import channels, finish, plan_sum, tail, tile
+from triton_kernels.epilogue import channels, finish_rows, plan_sum, tail_of, tile
 from triton_kernels.launch import Case, Launch, interpreted
 from triton_kernels.layout import BITS
 from triton_kernels.planar import MatmulForm, configs, prepare_matmul
@@ -114,17 +115,8 @@ def weight_only_kernel(  # type: ignore[no-untyped-def]
     word_stride,
     out_stride,
     residual_stride,
-    out,
-    residual,
-    residual_scale,
-    residual_zero,
-    out_inv_scale,
-    out_zero,
-    out_low,
-    out_high,
-    RESIDUAL: tl.constexpr,
+    tail,
     RELU: tl.constexpr,
-    OUT: tl.constexpr,
     BITS: tl.constexpr,
     S: tl.constexpr,
     GROUP: tl.constexpr,
@@ -182,24 +174,7 @@ def weight_only_kernel(  # type: ignore[no-untyped-def]
             y = channels(result, m_at, n_at, m, n, None, None, bias, None, 0, 0)
         else:
             y = channels(result, m_at, n_at, m, n, None, scale, bias, None, 0, 0)
-        wide = m_at.to(tl.int64)[:, None]
-        finish(
-            y,
-            wide * out_stride + n_at[None, :],
-            wide * residual_stride + n_at[None, :],
-            mask,
-            out,
-            residual,
-            residual_scale,
-            residual_zero,
-            out_inv_scale,
-            out_zero,
-            out_low,
-            out_high,
-            RESIDUAL,
-            RELU,
-            OUT,
-        )
+        finish_rows(y, m_at, n_at, mask, out_stride, residual_stride, tail, RELU)
 
 
 def plan(
@@ -226,8 +201,7 @@ def plan(
         launches += plan_split(x, halves, form.k)
         x, rest = halves.unbind()
         real = width if planar.padded == form.group or not grouped else real
-    tail_args, tail_constants = tail(out, y)
-    args: dict[str, Tensor | int | float | None] = {
+    args: dict[str, Any] = {
         "x": x,
         "x_rest": rest,
         "words": planar.words,
@@ -244,10 +218,10 @@ def plan(
         "word_stride": planar.words.stride(0),
         "out_stride": y.stride(0),
         "residual_stride": out.residual.stride(0) if out.residual is not None else 0,
-        **tail_args,
+        "tail": tail_of(out, y),
     }
     constants = {
-        **tail_constants,
+        "RELU": out.relu,
         "BITS": form.bits,
         "S": planar.block,
         "GROUP": planar.padded if grouped else 0,
