@@ -39,6 +39,7 @@ from tq.pareto_plot import plot_front
 from tq.picture import SUFFIXES
 from tq.post_training import run
 from tq.ptq.images import check_forward
+from tq.scheme import Scheme
 from tq.train import describe, model_args, pick_device
 from tq.verify import Proof, save_verified
 
@@ -285,10 +286,6 @@ def _account(layers: list[dict[str, Any]]) -> Table:
         table.add_column(column, justify="right" if column in ("bytes", "dB") else "left", overflow="fold")
     for layer in layers:
         ratio = "" if layer["snr_db"] is None else f"{layer['snr_db']:.1f}"
-        bits = (
-            "float"
-            if layer["weight_bits"] == layer["act_bits"] == 16
-            else f"w{layer['weight_bits']}a{layer['act_bits']}"
-        )
-        table.add_row(layer["name"], bits, f"{layer['bytes']:,}", ratio, layer["why"])
+        bits = Scheme(layer["weight_bits"], layer["act_bits"])
+        table.add_row(layer["name"], str(bits), f"{layer['bytes']:,}", ratio, layer["why"])
     return table
