@@ -21,7 +21,6 @@ mask anew at each portion, which sets some weights free again; its text and this
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -29,15 +28,11 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
+from tq.config import check_portions
 from tq.quantizers import nearest_power, top_exponent
 from tq.scheme import POW2_BITS
 
 STRATEGIES = ("pruning", "random")
-# Fewer bits need more and smaller steps (methods of the paper's section 3.3; two bits: ours, on from its three).
-PORTIONS = {
-    2: (0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 1.0),
-    3: (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0),
-}
 
 
 class INQSGD(SGD):
@@ -155,15 +150,6 @@ class INQScheduler:
         for name in ("tops", "frozen", "held"):
             for own, saved in zip(getattr(self, name), state[name], strict=True):
                 own.copy_(saved)
-
-
-def check_portions(portions: Sequence[float]) -> None:
-    """Raise ValueError unless the portions are in (0, 1], increasing, and end at 1."""
-    given = ", ".join(f"{portion:g}" for portion in portions) or "none"
-    if not portions or not portions[0] > 0 or any(not a < b for a, b in pairwise(portions)):
-        raise ValueError(f"expected increasing portions above 0, such as 0.5 0.75 0.875 1, got {given}; sort them")
-    if portions[-1] != 1:
-        raise ValueError(f"expected portions that end at 1, so that every weight is quantized, got {given}; add 1")
 
 
 def reset_lr_scheduler(scheduler: LRScheduler) -> None:
