@@ -20,7 +20,7 @@ def layer_bytes(model: nn.Module, bits: Iterable[int] = (1, 2, 4, 8)) -> dict[st
     table: dict[str, dict[int, int]] = {}
     widths = tuple(bits)
     for name, layer in quant_layers(model).items():
-        forms = [replace(format_of(layer), weight_bits=width) for width in widths]
+        forms = [replace(format_of(layer), weight_bits=width, pow2=False) for width in widths]
         table[name] = {f.weight_bits: math.prod(f.stored_shape) * f.stored_dtype.itemsize for f in forms}
     return table
 
