@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional
 
-from tq.config import BenchConfig, KernelBenchConfig, QuantizeConfig, TrainConfig, from_json, to_dict
+from tq.config import BenchConfig, KernelBenchConfig, QuantizeConfig, TrainConfig, from_json
 from tq.plot import Kind
 
 C = TypeVar("C")
@@ -353,8 +353,7 @@ def parse(argv: list[str]) -> Output:
 
 def explicit(flags: TrainConfig) -> list[str]:
     """Names of the settings that differ from the defaults."""
-    given, default = to_dict(flags), to_dict(TrainConfig())
-    return [name for name, value in default.items() if given[name] != value]
+    return [f.name for f in dataclasses.fields(TrainConfig) if getattr(flags, f.name) != f.default]
 
 
 def _default(name: str, argv: list[str]) -> Any:

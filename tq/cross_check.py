@@ -35,7 +35,7 @@ class NativeLayer(nn.Module):
         modules = dict(traced.named_modules())
         node = next(n for n in traced.graph.nodes if n.op == "call_module")
         if not supported(node, modules):
-            raise ValueError("its inputs or weights are not integers")
+            raise ValueError("it is not one product of integers")
         self.run, self.how = chain.executor(lower(traced.graph, modules, (x,)), x.device, "native")
         self.flat = x.dim() == 2
 

@@ -20,7 +20,7 @@ def layer_bytes(model: nn.Module) -> dict[str, dict[int, int]]:
     """{layer: {weight bits: bytes of its stored codes}} of an attached network; rows are padded to whole bytes."""
     table: dict[str, dict[int, int]] = {}
     for name, layer in quant_layers(model).items():
-        forms = [replace(format_of(layer), weight_bits=width) for width in BITS]
+        forms = [replace(format_of(layer), weight_bits=width, pow2=False) for width in BITS]
         table[name] = {f.weight_bits: math.prod(f.stored_shape) * f.stored_dtype.itemsize for f in forms}
     return table
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from tq.models import PadShortcut
 from tq.packed import PackedConv2d, PackedLayer, PackedLinear
 from tq.traced import MAX_POOL, pair, settings, shape
-from triton_kernels.layout import pack_weight, unpack_weight
+from triton_kernels.layout import pack_weight
 from triton_kernels.steps import Codes, Conv, Program, Step
 
 _MODULES: dict[type[nn.Module], str] = {
@@ -64,7 +64,7 @@ def supported(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     match what:
         case "conv" | "linear":
             layer: Any = modules[str(node.target)]
-            return layer.integer and len(source) == (4 if what == "conv" else 2)
+            return layer.one_product and len(source) == (4 if what == "conv" else 2)
         case "add":
             return len(node.args) == 2 and not node.kwargs and len(sources) == 2 and sources == [result, result]
         case "mean":
@@ -147,19 +147,17 @@ def _step(node: fx.Node, modules: Mapping[str, nn.Module], sources: list[int]) -
 def _conv(layer: PackedLayer, source: tuple[int, ...] | None) -> Conv:
     """A layer's numbers; a linear one becomes a convolution over the whole of the image that was flattened for it."""
     assert source is not None
-    form, packed = layer.format, layer.weight_packed
-    size = form.shape
+    packed, bits, size = getattr(layer, layer.kernels[0]), layer.kernel_bits, layer.format.shape
     if len(size) == 2:
         size = (size[0], *_image(source))
         if size[2:] != (1, 1):
-            codes = unpack_weight(packed, form.weight_bits, form.shape).reshape(size)
-            packed = pack_weight(codes, form.weight_bits)
+            packed = pack_weight(layer.codes().to(torch.int8).reshape(size), bits)
     top = 0 if layer.binary else layer.qmax - layer.qmin
     reads = Codes(float(layer.inverse), layer.u8_zero, 0, top, layer.binary)
     groups = layer.groups if isinstance(layer, PackedConv2d) else 1
     out, inside, height, width = size
     return Conv(
-        packed=packed, bits=form.weight_bits, shape=(out, inside, height, width), scale=layer.scale, bias=layer.bias,
+        packed=packed, bits=bits, shape=(out, inside, height, width), scale=layer.scale, bias=layer.bias,
         reads=reads, groups=groups,
     )  # fmt: skip
 

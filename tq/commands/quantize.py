@@ -39,7 +39,6 @@ from tq.pareto_plot import plot_front
 from tq.picture import SUFFIXES
 from tq.post_training import run
 from tq.ptq.images import check_forward
-from tq.scheme import Scheme
 from tq.train import describe, model_args, pick_device
 from tq.verify import Proof, save_verified
 
@@ -156,6 +155,7 @@ def _layers(model: nn.Module, images: Tensor, ratios: dict[str, float], choice: 
         {
             "name": c.name,
             "kind": c.kind,
+            "scheme": c.scheme,
             "weight_bits": c.weight_bits,
             "act_bits": c.act_bits,
             "macs": macs.get(c.name, 0),
@@ -286,6 +286,5 @@ def _account(layers: list[dict[str, Any]]) -> Table:
         table.add_column(column, justify="right" if column in ("bytes", "dB") else "left", overflow="fold")
     for layer in layers:
         ratio = "" if layer["snr_db"] is None else f"{layer['snr_db']:.1f}"
-        bits = Scheme(layer["weight_bits"], layer["act_bits"])
-        table.add_row(layer["name"], str(bits), f"{layer['bytes']:,}", ratio, layer["why"])
+        table.add_row(layer["name"], layer["scheme"], f"{layer['bytes']:,}", ratio, layer["why"])
     return table
