@@ -232,7 +232,9 @@ def test_every_choice_has_a_known_default() -> None:
         for field in kind.__dataclass_fields__.values():
             if words := choices(field):
                 # some settings are of some methods only
-                others = {"resolution": {"optimizer": "qsgd"}, "portion_strategy": {"scheme": "inq5"}}.get(field.name, {})
+                others = {"resolution": {"optimizer": "qsgd"}, "portion_strategy": {"scheme": "inq5"}}.get(
+                    field.name, {}
+                )
                 assert field.default in words and all(
                     kind(**others | {field.name: word}) for word in words if word != "hysteresis-sgd"
                 )
