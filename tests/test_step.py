@@ -80,7 +80,7 @@ def test_train_step_is_one_graph_and_never_recompiles(
 
     def train(seeds: range) -> None:
         for seed in seeds:
-            lr = learning_rate(config, seed / 20, epochs=2)
+            lr = learning_rate(config, seed / 20, peak=0.05, epochs=2)
             (loss, correct), (wanted, wanted_correct) = (step(*batch(seed), lr) for step in reversed(steps))
             assert loss.ndim == 0 and not loss.requires_grad
             assert (

@@ -111,7 +111,7 @@ def _finish(trainer: Any, out: Path | None) -> dict[str, Any]:
             file.write(path.read_bytes())
     layers = {line.name: line.weight_bits for line in coverage(trainer.model)}
     log.emit("size", float_bytes=info.metrics["float_bytes"], packed_bytes=proof.bytes, layers=layers)
-    exact = {n: m.accumulator_bound() for n, m in quant_layers(trainer.model).items()}
+    exact = {n: m.accumulator_bound() for n, m in quant_layers(trainer.model.eval()).items()}
     return {
         "status": "ok",
         "run": str(trainer.path),

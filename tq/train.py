@@ -1,4 +1,4 @@
-"""The training loop: float epochs, then quantized ones; evaluates, checkpoints, resumes. Knows nothing of any UI.
+"""The training loop: stage after stage (tq.stages); evaluates, checkpoints, resumes. Knows nothing of any UI.
 
 Everything that a run does follows from its config: the weights from the seed, the images of batch i of epoch e from
 (seed, e, i), the learning rate from the step. A checkpoint therefore holds tensors and a position, and a resumed run
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 import os
 import socket
@@ -20,21 +21,25 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from tq import data as datasets
 from tq import events
 from tq.atomic import atomic
-from tq.attach import attach, coverage, to_channels_last
+from tq.attach import attach, coverage, quant_layers, requantize, sites, to_channels_last
 from tq.checkpoint import predict_bytes
-from tq.config import TrainConfig, to_dict
+from tq.config import TrainConfig, portions_of, to_dict
 from tq.evaluate import Evaluation, evaluate
 from tq.file_format import Info
 from tq.layers import channels_last
 from tq.meters import StepMeter, system_load
 from tq.models import build, load_into, weights_from
+from tq.objective import Objective
+from tq.optim import INQScheduler
 from tq.ptq.calibrate import calibrate
 from tq.runs import Run
 from tq.scheme import Scheme
+from tq.stages import Stage, peak_rate, plan
 from tq.step import FlipMeter, TrainStep, learning_rate, make_optimizer, resolution_of
 
 EVAL_BATCH = 500
@@ -64,15 +69,6 @@ class Position:
     float_accuracy: float | None = None
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of epochs at one scheme."""
-
-    name: str
-    scheme: Scheme
-    epochs: int
-
-
 class Trainer:
     """Trains the network of one run. `run()` to the end, or raises Stopped or Diverged."""
 
@@ -89,10 +85,11 @@ class Trainer:
             config.dataset, root=config.data, download=config.download, image_size=config.image_size
         )
         torch.manual_seed(config.seed)
-        self.model = build(config.model, **model_args(self.data)).to(self.device)
-        if config.init and saved is None:
-            load_into(self.model, weights_from(config.init), where=config.init)
-        to_channels_last(self.model)
+        self.model = self._build(config.init if saved is None else None)
+        self.layer_names = [site.name for site in sites(self.model)]
+        self.teacher: nn.Module | None = None
+        self.inq: INQScheduler | None = None
+        self.average: AveragedModel | None = None
         self.float_bytes = predict_bytes(self.model, self.info())
         self.batches = datasets.Batches(
             self.data.train,
@@ -123,12 +120,13 @@ class Trainer:
         for number in range(self.at.stage, len(self.stages)):
             self._enter(number)
             self._fit(self.stages[number])
+            self._leave(number)
         return self.model
 
-    def evaluate(self, model: nn.Module | None = None) -> Evaluation:
-        """The test split, in evaluation form."""
+    def evaluate(self) -> Evaluation:
+        """The test split, in evaluation form; of the averaged weights where there are some."""
         self.log.emit("phase", name="eval")
-        return evaluate(model or self.model, self.test_batches())
+        return evaluate(self.average.module if self.average is not None else self.model, self.test_batches())
 
     def test_batches(self) -> Any:
         """Normalised batches of the whole test split, in order."""
@@ -148,44 +146,123 @@ class Trainer:
         packed = predict_bytes(final, self.info())
         self.log.emit("size", float_bytes=self.float_bytes, packed_bytes=packed, layers=layers)
 
+    def _build(self, weights: str | None) -> nn.Module:
+        """The float network, with the weights of a file or freshly drawn ones."""
+        model = build(self.config.model, **model_args(self.data)).to(self.device)
+        if weights:
+            load_into(model, weights_from(weights), where=weights)
+        return to_channels_last(model)
+
     def _attach(self, model: nn.Module, scheme: Scheme) -> nn.Module:
         config = self.config
-        return attach(
-            model,
-            scheme,
-            first_last=config.first_last,
-            override=config.override,
-            stage_act_bits=config.stage_act_bits,
-            act_quantizer=config.act_quantizer,
-            weight_quantizer=config.weight_quantizer,
-            granularity=config.granularity,
-        )
+        choices: dict[str, Any] = {
+            "first_last": config.first_last,
+            "override": config.override,
+            "stage_act_bits": config.stage_act_bits,
+            "act_quantizer": config.act_quantizer,
+            "weight_quantizer": config.weight_quantizer,
+            "granularity": config.granularity,
+        }
+        if quant_layers(model):
+            return requantize(model, scheme, like=self.layer_names, **choices)
+        return attach(model, scheme, **choices)
 
     def _enter(self, number: int) -> None:
         """Bring model, optimizer and step into the form of a stage, fresh or from the checkpoint."""
-        stage, config = self.stages[number], self.config
+        stage, config, saved = self.stages[number], self.config, self.saved
         if number != self.at.stage:
             self.at = Position(stage=number, step=self.at.step, float_accuracy=self.at.float_accuracy)
+        if self.inq is not None:
+            # the next portion: optimizer and compiled step go on, the schedule of the learning rate starts anew
+            self.inq.step()
+            return
         if not stage.scheme.is_float:
-            fresh_from_scratch = number == 0 and config.init is None
+            if saved is None and number == 0:
+                self._first_words(stage.scheme)
+            self.teacher = self._teacher()
             self._attach(self.model, stage.scheme)
-            if self.saved is None:
-                if number == 0 and config.init is not None:
-                    self.at.float_accuracy = self._initial_accuracy()
-                self._calibrate(batch_statistics=fresh_from_scratch)
-        self.optimizer = make_optimizer(self.model, config, epochs=stage.epochs, steps_per_epoch=len(self.batches))
-        if self.saved is not None:
-            self.model.load_state_dict(self.saved["model"])
-            self.optimizer.load_state_dict(self.saved["optimizer"])
-            self.saved = None
-        self.step = TrainStep(self.model, self.optimizer, compile=config.compile, amp=config.amp)
+            if saved is None:
+                self._calibrate(batch_statistics=number == 0 and config.init is None)
+        self.peak = peak_rate(config, stage.scheme)
+        self.optimizer = make_optimizer(
+            self.model, config, lr=self.peak, epochs=stage.epochs, steps_per_epoch=len(self.batches)
+        )
+        if saved is not None:
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        if config.ema:
+            self.average = averaged(self.model, config.ema)
+        if stage.portion is not None:
+            portions = portions_of(config.portions, stage.scheme.weight_bits)
+            self.inq = INQScheduler(self.optimizer, portions, config.portion_strategy, seed=config.seed)
+            if saved is None:
+                self.inq.step()
+        if saved is not None:
+            if self.average is not None:
+                self.average.load_state_dict(saved["average"])
+            if self.inq is not None:
+                self.inq.load_state_dict(saved["inq"])
+        self.saved = None
+        self.step = TrainStep(
+            self.model, self.optimizer, compile=config.compile, amp=config.amp,
+            objective=self._objective(stage), after=self._after_step,
+        )  # fmt: skip
         self.flips = FlipMeter(self.model)
 
-    def _initial_accuracy(self) -> float:
-        """Accuracy of the float weights that --init gave, measured on a fresh float copy."""
-        model = build(self.config.model, **model_args(self.data)).to(self.device)
-        load_into(model, weights_from(self.config.init or ""), where=self.config.init or "")
-        return self.evaluate(to_channels_last(model)).accuracy
+    def _leave(self, number: int) -> None:
+        """The averaged weights are what a stage gives; at the end the normalizations are estimated anew."""
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+            self.average = None
+        if number + 1 < len(self.stages) or not self.config.norm_batches:
+            return
+        self.log.emit("phase", name="calibrate")
+        batches = (channels_last(x) for x, _ in itertools.islice(self.batches.epoch(0), self.config.norm_batches))
+        update_bn(batches, self.model, self.device)
+        result = self.evaluate()
+        self.at.last = result.accuracy
+        epoch = self._epoch_key()
+        if result.accuracy > self.at.best:
+            self.at.best, self.at.best_epoch = result.accuracy, epoch
+        self.log.emit("eval", step=self.at.step, epoch=epoch, split="test", loss=result.loss, acc=result.accuracy)
+
+    def _after_step(self) -> None:
+        if self.inq is not None:
+            self.inq.hold()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def _objective(self, stage: Stage) -> Objective:
+        config = self.config
+        return Objective(
+            teacher=None if stage.scheme.is_float else self.teacher,
+            share=config.distill,
+            temperature=config.distill_temperature,
+            pulled=self.model,
+            pull=config.weight_regularization,
+            amp=config.amp,
+        )
+
+    def _teacher(self) -> nn.Module | None:
+        """The float network that teaches: from its file, from --init, or what the float epochs gave."""
+        if not self.config.distill or self.teacher is not None:
+            return self.teacher
+        if self.saved is not None:
+            teacher = self._build(None)
+            teacher.load_state_dict(self.saved["teacher"])
+        elif file := self.config.teacher or self.config.init:
+            teacher = self._build(file)
+        else:
+            teacher = copy.deepcopy(self.model)
+        return teacher.eval().requires_grad_(False)
+
+    def _first_words(self, scheme: Scheme) -> None:
+        """Before the first quantized step: what the float weights are worth."""
+        if self.config.init is not None:
+            self.at.float_accuracy = self.evaluate().accuracy
+        elif scheme.pow2:
+            text = "INQ is for trained weights, but these are freshly drawn; give --init FILE or --float-epochs"
+            self.log.emit("alert", level="warning", title="untrained network", text=text)
 
     def _calibrate(self, *, batch_statistics: bool) -> None:
         self.log.emit("phase", name="calibrate")
@@ -196,14 +273,14 @@ class Trainer:
     def _fit(self, stage: Stage) -> None:
         steps = stage.epochs * len(self.batches)
         meter = StepMeter(self.device)
-        compiling = self.config.compile and self.at.epoch < stage.epochs
+        compiling = self.step.compiles and self.at.epoch < stage.epochs
         self.log.emit("phase", name="compile" if compiling else stage.name)
         next_system = 0.0
         while self.at.epoch < stage.epochs:
             self.model.train()
             for x, y in self.batches.epoch(self._epoch_key(), start=self.at.batch):
                 done = (self.at.epoch * len(self.batches) + self.at.batch) / steps
-                lr = learning_rate(self.config, done, epochs=stage.epochs)
+                lr = learning_rate(self.config, done, peak=self.peak, epochs=stage.epochs)
                 loss, correct = self.step(channels_last(x), y, lr)
                 self.at.batch += 1
                 self.at.step += 1
@@ -211,7 +288,7 @@ class Trainer:
                     compiling = False
                     self.log.emit("phase", name=stage.name)
                 if fields := meter.add(loss, correct, len(y), self.flips.measure, self._resolution):
-                    self._report(fields, lr)
+                    self._report(fields if self.inq is None else {**fields, "portion": self.inq.portion}, lr)
                 if time.monotonic() >= next_system:
                     next_system = time.monotonic() + SYSTEM_EVERY_S
                     self.log.emit("sys", **system_load(self.device))
@@ -262,6 +339,9 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
+        for name in ("inq", "average", "teacher"):
+            if (part := getattr(self, name)) is not None:
+                state[name] = part.state_dict()
         target = self.path / "checkpoint.pt"
         # through memory: torch.save would hide a full disk behind an error of its own
         buffer = io.BytesIO()
@@ -271,13 +351,21 @@ class Trainer:
         self.log.emit("checkpoint", step=self.at.step, path=target.name, best=self.at.last >= self.at.best)
 
 
-def plan(config: TrainConfig) -> list[Stage]:
-    """The stages of a run: float first if asked for, then the scheme."""
-    scheme = Scheme.parse(config.scheme)
-    last = Stage("float" if scheme.is_float else "train", scheme, config.epochs)
-    if config.float_epochs and not scheme.is_float:
-        return [Stage("float", Scheme(), config.float_epochs), last]
-    return [last]
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of parameters and statistics; over the first steps the decay rises to its value,
+    as 1 + n of 10 + n, or short runs would keep their start."""
+
+    @torch.no_grad()
+    def average(mean: Any, now: Any, count: Any) -> None:
+        if not mean[0].is_floating_point():
+            torch._foreach_copy_(mean, now)
+            return
+        # as a tensor, which a GPU need not be waited for
+        kept = ((1 + count) / (10 + count)).clamp(max=decay)
+        torch._foreach_mul_(mean, kept)
+        torch._foreach_add_(mean, torch._foreach_mul(now, 1 - kept))
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 def model_args(data: datasets.DataSet) -> dict[str, int]:
