@@ -280,6 +280,45 @@ class Queue(Output):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reproduce(Output):
+    """A published comparison: run its recipe with several seeds, resumable, and write the table.
+
+    $ tq reproduce --list
+    $ tq reproduce digits --quick
+    $ tq reproduce qat --quick --dataset imagefolder --data DIR --rows w8a8 w4a4 --out qat.md
+    $ tq reproduce one-bit --data DIR --download --device cuda
+    $ tq reproduce qat --only-report
+    """
+
+    table: Positional[str] = ""
+    """a table of --list, or a recipe of your own, as FILE.json"""
+    quick: bool = False
+    """the version for two CPU cores; else the full schedule, for a GPU"""
+    list: bool = False
+    """show the tables and what each needs"""
+    rows: tuple[str, ...] = ()
+    """only these rows and those that they start from"""
+    seeds: tuple[int, ...] = ()
+    """default: the recipe's"""
+    dataset: str | None = None
+    """in the place of the table's own, e.g. imagefolder"""
+    data: str | None = None
+    """directory that holds the data set"""
+    download: bool = False
+    """fetch the data set into --data when it is not there"""
+    init: Path | None = None
+    """a trained float network that stands in for the float row"""
+    only_report: bool = False
+    """start nothing: the table of the runs that there are"""
+    device: str | None = None
+    """auto, cpu, cuda or cuda:N; default: auto, and finished runs of any device count"""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+    out: Path | None = None
+    """write the table to this file as Markdown, and beside it as JSON; default: into the directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plot(Output):
     """Loss, accuracy and accuracy against size of runs, as PNG or SVG.
 
@@ -320,6 +359,7 @@ COMMANDS: dict[str, type[Output]] = {
     "bench": Bench,
     "runs": Runs,
     "queue": Queue,
+    "reproduce": Reproduce,
     "plot": Plot,
     "tui": Tui,
 }

@@ -14,7 +14,7 @@ from rich.table import Table
 from tq import history, queue, runs
 from tq.cli import Train, explicit
 from tq.commands.output import print_result, size
-from tq.config import TrainConfig, from_dict, to_dict
+from tq.config import TrainConfig, from_dict, to_argv, to_dict
 
 _VERSIONS = ("torch", "torchvision", "triton", "safetensors", "textual", "rich")
 
@@ -116,19 +116,7 @@ def _enqueue(flags: Train) -> int:
 
 def _argv(config: TrainConfig, out: Path | None) -> list[str]:
     """The command line of a run in the background."""
-    argv = ["train", "--show", "progress"]
-    default = to_dict(TrainConfig())
-    for name, value in to_dict(config).items():
-        if value != default[name]:
-            argv += _flag(name, value)
-    return argv + (["--out", str(out)] if out is not None else [])
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    word = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{word}" if value else f"--no-{word}"]
-    return [f"--{word}", *map(str, value if isinstance(value, list) else [value])]
+    return ["train", "--show", "progress", *to_argv(config)] + (["--out", str(out)] if out is not None else [])
 
 
 def _name(config: TrainConfig) -> str:
