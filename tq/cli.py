@@ -18,7 +18,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional
 
-from tq.config import BenchConfig, KernelBenchConfig, QuantizeConfig, TrainConfig, from_json, to_dict
+from tq.config import BenchConfig, KernelBenchConfig, QuantizeConfig, TrainConfig, from_json
+from tq.plot import Kind
 
 C = TypeVar("C")
 
@@ -320,14 +321,25 @@ class Reproduce(Output):
 
 @dataclass(frozen=True, kw_only=True)
 class Plot(Output):
-    """Loss, accuracy and accuracy against size of runs, as PNG or SVG.
+    """Curves of runs as PNG, SVG or PDF, their error trend as CSV.
 
     $ tq plot --out accuracy-against-size.png
     $ tq plot last --out curve.svg
+    $ tq plot --errors RUN RUN --out errors.png
+    $ tq plot --errors RUN RUN --out errors.csv
     """
 
     names: Positional[tuple[str, ...]] = ()
     """runs: id, path, a piece of the id, or "last"; default: all"""
+    out: Path | None = None
+    """write to this file, in the format of its end: .png, .svg, .pdf, or .csv: a row for each epoch of each run, with
+    errors, losses, learning rate, resolution and portion; default: runs.png"""
+    kind: Kind = "all"
+    """curves: loss and accuracy; errors: test error of every epoch, train error dim, best marked; resolution: of
+    quantized updates; portion: of the weights quantized for good; size: accuracy against packed bytes; all: what the
+    runs have of these, without errors"""
+    errors: bool = False
+    """the same as --kind errors"""
     runs: Path = Path("runs")
     """directory of the runs"""
 
@@ -406,8 +418,8 @@ def parse(argv: list[str]) -> Output:
 
 def explicit(flags: TrainConfig) -> list[str]:
     """Names of the settings that differ from the defaults."""
-    given, default = to_dict(flags), to_dict(TrainConfig())
-    return [name for name, value in default.items() if given[name] != value]
+    # The fields' own defaults: TrainConfig() has already settled what "auto" means.
+    return [f.name for f in dataclasses.fields(TrainConfig) if getattr(flags, f.name) != f.default]
 
 
 def _default(name: str, argv: list[str]) -> Any:

@@ -21,9 +21,10 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils._pytree import tree_leaves, tree_map
 
 from tq.lower import image, kind, lower, supported
-from tq.models import PadShortcut
 from tq.packed import PackedLayer
+from tq.packed_graph import trace_packed
 from tq.relu6 import without_relu6
+from tq.traced import Unreadable
 from triton_kernels import chain
 from triton_kernels.native import mean_is_exact, why_not
 from triton_kernels.steps import Program
@@ -60,10 +61,9 @@ def fuse(model: nn.Module, example: Tensor, *, impl: str = "auto") -> nn.Module:
     if not any(isinstance(m, PackedLayer) for m in model.modules()):
         raise ValueError(f"expected a packed network, got a {type(model).__name__} without packed layers: use tq.load")
     try:
-        traced = fx.GraphModule(model, _Tracer().trace(model))
-    except Exception as error:  # torch.fx raises many kinds of errors for code that it cannot read
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        warnings.warn(f"torch.fx cannot read {type(model).__name__} ({reason}); it is not fused", stacklevel=2)
+        traced = trace_packed(model)
+    except Unreadable as error:
+        warnings.warn(f"{error}; it is not fused", stacklevel=2)
         return model
     with torch.no_grad():
         # copies: the network's first operation may be in place
@@ -86,11 +86,6 @@ def fuse(model: nn.Module, example: Tensor, *, impl: str = "auto") -> nn.Module:
 def fused_parts(model: nn.Module) -> list[Fused]:
     """The fused parts of a network."""
     return [m for m in model.modules() if isinstance(m, Fused)]
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PackedLayer | PadShortcut) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Support(OperatorSupportBase):

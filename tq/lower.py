@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from tq.models import PadShortcut
 from tq.packed import PackedConv2d, PackedLayer, PackedLinear
+from tq.traced import shape
 from triton_kernels.layout import pack_weight, unpack_weight
 from triton_kernels.steps import Codes, Conv, Program, Step
 
@@ -52,10 +53,10 @@ def kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
 
 def supported(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a node, whose shapes `ShapeProp` has noted, is one that a step can be."""
-    what, result = kind(node, modules), _shape(node)
+    what, result = kind(node, modules), shape(node)
     if not what or result is None or len(result) not in (2, 4):
         return False
-    sources = [_shape(a) for a in node.all_input_nodes]
+    sources = [shape(a) for a in node.all_input_nodes]
     source = sources[0] if sources else None
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
@@ -110,13 +111,13 @@ def lower(graph: fx.Graph, modules: Mapping[str, nn.Module], inputs: Sequence[Te
 
 def image(node: fx.Node) -> tuple[int, int, int]:
     """[C, H, W] of a node's value, a vector being an image of one pixel."""
-    shape = _shape(node)
-    assert shape is not None
-    return _image(shape)
+    size = shape(node)
+    assert size is not None
+    return _image(size)
 
 
 def _step(node: fx.Node, modules: Mapping[str, nn.Module], sources: list[int]) -> Step:
-    source, result = sources[0], _shape(node)
+    source, result = sources[0], shape(node)
     assert result is not None
     match kind(node, modules):
         case "add":
@@ -134,7 +135,7 @@ def _step(node: fx.Node, modules: Mapping[str, nn.Module], sources: list[int]) -
     module: Any = modules[str(node.target)]
     if isinstance(module, PadShortcut):
         return Step(kind="pad_shortcut", source=source, stride=(2, 2), front=module.before, channels=result[1])
-    conv = _conv(module, _shape(_root(node.args[0], modules)))
+    conv = _conv(module, shape(_root(node.args[0], modules)))
     if isinstance(module, PackedLinear):
         return Step(kind="conv", source=source, conv=conv, kernel=conv.shape[2:])
     return Step(
@@ -147,16 +148,16 @@ def _conv(layer: PackedLayer, source: tuple[int, ...] | None) -> Conv:
     """A layer's numbers; a linear one becomes a convolution over the whole of the image that was flattened for it."""
     assert source is not None
     form, packed = layer.format, layer.weight_packed
-    shape = form.shape
-    if len(shape) == 2:
-        shape = (shape[0], *_image(source))
-        if shape[2:] != (1, 1):
-            codes = unpack_weight(packed, form.weight_bits, form.shape).reshape(shape)
+    size = form.shape
+    if len(size) == 2:
+        size = (size[0], *_image(source))
+        if size[2:] != (1, 1):
+            codes = unpack_weight(packed, form.weight_bits, form.shape).reshape(size)
             packed = pack_weight(codes, form.weight_bits)
     top = 0 if layer.binary else layer.qmax - layer.qmin
     reads = Codes(float(layer.inverse), layer.u8_zero, 0, top, layer.binary)
     groups = layer.groups if isinstance(layer, PackedConv2d) else 1
-    out, inside, height, width = shape
+    out, inside, height, width = size
     return Conv(
         packed=packed, bits=form.weight_bits, shape=(out, inside, height, width), scale=layer.scale, bias=layer.bias,
         reads=reads, groups=groups,
@@ -208,11 +209,6 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _image(shape: Sequence[int]) -> tuple[int, int, int]:
     return (shape[1], shape[2], shape[3]) if len(shape) == 4 else (shape[1], 1, 1)
-
-
-def _shape(node: Any) -> tuple[int, ...] | None:
-    meta: Any = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    return tuple(meta.shape) if hasattr(meta, "shape") else None
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:

@@ -1,4 +1,4 @@
-"""Bytes against loss or accuracy over an allocation's front, as one PNG, SVG or PDF; the style is tq/plot.py's.
+"""Bytes against loss or accuracy over an allocation's front, as one PNG, SVG or PDF.
 
 The predicted front is a line, dim, for it is a model; what was measured are points; the chosen file has a star.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tq.plot import COLOURS, SUFFIXES
+from tq.picture import COLOURS, check_suffix, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,33 +34,16 @@ def plot_front(
     uniform: (name, file bytes, measured value) of networks with one width for all layers, for comparison.
     Raises ValueError with one sentence: unknown suffix, an empty front, matplotlib not installed, cannot write.
     """
-    if out.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"plot file {out} must end in {', '.join(SUFFIXES)}")
+    check_suffix(out)
     if not predicted:
         raise ValueError("there is no point to plot; allocate bits first")
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ValueError("plots need matplotlib: pip install matplotlib") from None
-    panels = 2 if measured or chosen or uniform else 1
-    figure = Figure(figsize=(5.2 * panels, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    figure, axes = new_figure(2 if measured or chosen or uniform else 1)
     _draw_predicted(axes[0], predicted)
-    if panels == 2:
-        _draw_measured(axes[1], measured, chosen, uniform, measured_label)
+    for axis in axes[1:]:
+        _draw_measured(axis, measured, chosen, uniform, measured_label)
     for axis in axes:
         _finish(axis, target_bytes)
-    try:
-        # no dates and no random ids: the same points give the same file
-        with rc_context({"svg.hashsalt": "tq", "svg.fonttype": "none"}):
-            dateless = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(out.suffix.lower())
-            figure.savefig(out, dpi=150, bbox_inches="tight", metadata=dateless)
-    except OSError as error:
-        raise ValueError(f"cannot write {out}: {error.strerror}") from None
-    return out
+    return save(figure, out)
 
 
 def _draw_predicted(axis: Axes, points: Sequence[XY]) -> None:
@@ -91,6 +74,3 @@ def _finish(axis: Axes, target: int | None) -> None:
         axis.axvline(target, color="0.5", linewidth=0.8, linestyle="--")
     axis.xaxis.set_major_formatter(EngFormatter(unit="B"))
     axis.set_xlabel("file size")
-    axis.grid(True, color="0.9", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)

@@ -98,14 +98,19 @@ def add(
     device: str = "auto",
     cwd: str | None = None,
     start: bool = False,
+    twice: bool = True,
     command: Sequence[str] = TQ,
 ) -> Entry:
     """Append `tq ARGV...` (a training, or `train --resume RUN`) to the queue of `device`.
 
-    With `start` a runner is started unless one is at work. Raises ValueError for arguments that cannot be queued.
+    With `start` a runner is started unless one is at work. With `twice=False` an entry with the very same arguments is
+    returned instead of a second one. Raises ValueError for arguments that cannot be queued.
     """
     run, lane = _resumed(root, argv), device_name(device)
     with _mutex(root):
+        same = (e for e in entries(root, lane) if e.argv == tuple(argv) and not e.error)
+        if not twice and (known := next(same, None)):
+            return known
         if run is not None and (known := next((e for e in entries(root) if e.run == run), None)):
             raise ValueError(f"run {run} is in the queue already, as {known.id}")
         last = max((e.order for e in _read_all(root, lane)), default=0)

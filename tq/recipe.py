@@ -7,8 +7,8 @@
 
 Settings are keys of TrainConfig; the later win: the table's, the version's, the row's, the row's of the version (null:
 the row is not in that version). A list of `lr` is a search: the rate of the best mean is reported. `from` is the row
-whose network of the same seed is the start, or such a row per version. "_comment" keys are ignored. Standard library
-only.
+whose network of the same seed is the start, or such a row per version; `against` the row to compare with, if it is not
+the reference. "_comment" keys are ignored. Standard library only.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tq.scheme import did_you_mean
 
 _TABLE = {"title", "datasets", "reference", "notes", "settings", "quick", "full", "rows"}
 _VERSION = {"seeds", "settings", "epoch_minutes", "timed_on"}
-_ROW = {"label", "from", "settings", "quick", "full", "published", "source", "note"}
+_ROW = {"label", "from", "against", "settings", "quick", "full", "published", "source", "note"}
 # What the command line says, not the recipe.
 _GIVEN = {"dataset", "data", "download", "device", "seed", "init"}
 
@@ -39,6 +39,8 @@ class Row:
     """keys of TrainConfig without `lr` where there is a search"""
     start: str | None = None
     """label of the row that it starts from"""
+    against: str | None = None
+    """label of the row that its drop is measured against"""
     rates: tuple[float, ...] = ()
     """learning rates to choose from"""
     published: float | None = None
@@ -72,7 +74,7 @@ class Table:
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
     reference: str | None = None
-    """label of the row that the drop is measured against"""
+    """label of the row that a drop is measured against, unless the row names another"""
     notes: tuple[str, ...] = ()
     epoch_minutes: float | None = None
     """of one epoch, where it was measured"""
@@ -180,10 +182,13 @@ def _row(entry: Any, common: dict[str, Any], version: str, where: str, above: di
     if start is not None and (start not in above or above[start].rates):
         raise ValueError(f"{where}: from must name a row above it that searches no lr, got {start!r}")
     rates = tuple(settings.pop("lr")) if isinstance(settings.get("lr"), list) else ()
+    if (against := entry.get("against")) is not None and against not in above:
+        raise ValueError(f"{where}: against must name a row above it, got {against!r}")
     row = Row(
         label=label,
         settings=settings,
         start=start,
+        against=against,
         rates=rates,
         published=entry.get("published"),
         source=str(entry.get("source", "")),

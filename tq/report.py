@@ -23,20 +23,15 @@ def build(work: Reproduction, standings: Sequence[Standing]) -> dict[str, Any]:
     """The table as it is now; runs that are not done have their state and no figures."""
     table = work.table
     results = [_run(s) for s in standings]
-    about: dict[int, float | None] = {}
-    for r in results:
-        start = next(row.start for row in table.rows if row.label == r["row"])
-        if r["row"] == table.reference:
-            about[r["seed"]] = r["last"]
-        elif start == table.reference and r["float_accuracy"] is not None:
-            about.setdefault(r["seed"], r["float_accuracy"])
-    rows = []
+    tried = {row.label: _by_rate(row, results) for row in table.rows}
+    chosen = {label: max(found, key=lambda rate: _score(found[rate])) for label, found in tried.items()}
+    last = {label: {r["seed"]: r["last"] for r in found[chosen[label]]} for label, found in tried.items()}
     for row in table.rows:
-        tried = {
-            rate: [r for r in results if r["row"] == row.label and r["lr"] == rate] for rate in row.rates or (None,)
-        }
-        chosen = max(tried, key=lambda rate: _mean([r["last"] for r in tried[rate]]) or -math.inf)
-        rows.append(_row(row, chosen, tried, about, table.reference))
+        # A float network from elsewhere has no run here; those that began with it measured it first.
+        if row.start is not None and not any(tried[row.start].values()):
+            found = tried[row.label][chosen[row.label]]
+            last[row.start] |= {r["seed"]: r["float_accuracy"] for r in found if r["float_accuracy"] is not None}
+    rows = [_row(row, chosen[row.label], tried[row.label], last, table.reference) for row in table.rows]
     done = [s.run for s in standings if s.state == "done" and s.run is not None]
     return {
         "table": table.name,
@@ -44,6 +39,7 @@ def build(work: Reproduction, standings: Sequence[Standing]) -> dict[str, Any]:
         "title": table.title,
         "dataset": work.dataset,
         "seeds": work.seeds,
+        "command": _command(work),
         "made": time.strftime("%Y-%m-%d"),
         "runs_done": len(done),
         "runs_wanted": len(standings),
@@ -51,7 +47,7 @@ def build(work: Reproduction, standings: Sequence[Standing]) -> dict[str, Any]:
         "versions": _versions(done),
         "reference": table.reference,
         "rows": rows,
-        "notes": list(table.notes),
+        "notes": [*table.notes, *_warnings(work)],
     }
 
 
@@ -60,7 +56,7 @@ def markdown(report: dict[str, Any]) -> str:
     lines = [f"## {report['title']}", "", conditions(report), ""]
     head = header(report)
     lines += [f"| {' | '.join(head)} |", f"| --- |{' ---: |' * (len(head) - 1)}"]
-    lines += [f"| {' | '.join(cells(row))} |" for row in report["rows"]]
+    lines += [f"| {' | '.join(row)} |" for row in body(report)]
     lines += [""]
     notes = [*report["notes"], *(f"{row['row']}: {row['note']}" for row in report["rows"] if row["note"])]
     lines += [f"- {note}" for note in [*notes, *_searches(report)]]
@@ -71,30 +67,37 @@ def markdown(report: dict[str, Any]) -> str:
 
 
 def conditions(report: dict[str, Any]) -> str:
-    """One line: version, data, seeds, device, software, how many runs are done."""
-    seeds = ", ".join(map(str, report["seeds"]))
-    said = [f"`tq reproduce {report['table']}{' --quick' if report['version'] == 'quick' else ''}`", report["dataset"]]
-    said += [f"seed{'s' if len(report['seeds']) > 1 else ''} {seeds}", *report["devices"]]
+    """One line: command, data, seeds, device, software, how many runs are done."""
+    seeds = f"seed{'s' if len(report['seeds']) > 1 else ''} {', '.join(map(str, report['seeds']))}"
+    said = [f"`{report['command']}`", report["dataset"], seeds, *report["devices"]]
     said += [f"{name} {number}" for name, number in report["versions"].items()]
     said += [report["made"], f"{report['runs_done']} of {report['runs_wanted']} runs done"]
     return ", ".join(said) + "."
 
 
+def body(report: dict[str, Any]) -> list[list[str]]:
+    """The texts of every row."""
+    named = header(report)[3] == "drop"
+    return [cells(row, named=named) for row in report["rows"]]
+
+
 def header(report: dict[str, Any]) -> list[str]:
     """The columns' titles."""
-    against = f"drop against {report['reference']}" if report["reference"] else "drop"
+    others = {row["against"] for row in report["rows"]} - {None, report["reference"]}
+    against = f"drop against {report['reference']}" if report["reference"] and not others else "drop"
     return ["", "last %", "best %", against, "published %", "minutes", "bytes", "of float"]
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """One row's texts; empty where nothing is known."""
+def cells(row: dict[str, Any], *, named: bool) -> list[str]:
+    """One row's texts; empty where nothing is known. `named`: say what the drop is measured against."""
+    drop = spread(row["drop"], row["drop_std"], sign="+")
     name = row["row"] + (f" (lr {row['lr']:.4g})" if row["lr"] is not None and len(row["searched"]) > 1 else "")
     published = "" if row["published"] is None else f"{row['published']:.2f}"
     return [
         name,
         spread(row["last"], row["last_std"]),
         spread(row["best"], row["best_std"]),
-        spread(row["drop"], row["drop_std"], sign="+"),
+        f"{drop} ({row['against']})" if drop and named else drop,
         f"{published} {row['source']}".strip(),
         "" if row["minutes"] is None else f"{row['minutes']:.1f}",
         "" if row["bytes"] is None else f"{row['bytes']:,.0f}",
@@ -109,28 +112,51 @@ def spread(mean: float | None, deviation: float | None, *, sign: str = "") -> st
     return f"{mean:{sign}.2f}" + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
+def _command(work: Reproduction) -> str:
+    words = ["tq reproduce", work.table.name, *(["--quick"] if work.table.quick else [])]
+    words += [f"--dataset {work.dataset}"] if work.dataset != work.table.datasets[0] else []
+    words += ["--data DIR"] if work.dataset != "digits" else []
+    words += [f"--seeds {' '.join(map(str, work.seeds))}"] if work.seeds != list(work.table.seeds) else []
+    return " ".join([*words, *(["--init FILE"] if work.init else [])])
+
+
+def _warnings(work: Reproduction) -> list[str]:
+    own = work.table.datasets[0]
+    if work.dataset == own or not any(row.published for row in work.table.rows):
+        return []
+    return [f"The published figures are of {own}, these runs are of {work.dataset}: compare the drops."]
+
+
+def _by_rate(row: Row, results: Sequence[dict[str, Any]]) -> dict[float | None, list[dict[str, Any]]]:
+    return {rate: [r for r in results if (r["row"], r["lr"]) == (row.label, rate)] for rate in row.rates or (None,)}
+
+
+def _score(found: Sequence[dict[str, Any]]) -> float:
+    """Mean accuracy of the last epoch; a rate without a finished run is never chosen."""
+    mean = _mean([r["last"] for r in found])
+    return -math.inf if mean is None else mean
+
+
 def _row(
     row: Row,
     chosen: float | None,
     tried: dict[float | None, list[dict[str, Any]]],
-    about: dict[int, float | None],
+    last: dict[str, dict[int, float | None]],
     reference: str | None,
 ) -> dict[str, Any]:
-    """One line. `tried`: the runs by learning rate; `about`: what the drop is measured against, by seed."""
-    mine = tried[chosen]
-    lasts = [r["last"] for r in mine]
-    if not mine:
-        # The float network came from elsewhere: what its followers measured before they began.
-        lasts = list(about.values())
-    pairs = [(about.get(r["seed"]), r["last"]) for r in mine if row.label != reference]
-    drops = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
+    """One line. `tried`: its runs by learning rate; `last`: accuracy by row and seed, to compare with."""
+    mine, base = tried[chosen], row.against or reference
+    about = last.get(base, {}) if base is not None and base != row.label else {}
+    pairs = [(about.get(seed), accuracy) for seed, accuracy in last[row.label].items()]
+    drops = [theirs - ours for theirs, ours in pairs if theirs is not None and ours is not None]
     return {
         "row": row.label,
         "from": row.start,
+        "against": base if drops else None,
         "settings": row.settings,
         "lr": row.settings.get("lr") if chosen is None else chosen,
         "seeds_done": sum(r["state"] == "done" for r in mine),
-        **_figures("last", lasts),
+        **_figures("last", list(last[row.label].values())),
         **_figures("best", [r["best"] for r in mine]),
         **_figures("drop", drops),
         **{name: _mean([r[name] for r in mine]) for name in ("minutes", "bytes", "float_bytes")},

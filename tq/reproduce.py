@@ -8,7 +8,6 @@ made by hand. What the caller leaves open (device, data) is not compared. Standa
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,8 +52,13 @@ class Standing:
 
     @property
     def under_way(self) -> bool:
-        """Whether it waits in the queue or trains."""
-        return self.state in ("queued", "starting", "live")
+        """Whether it waits in the queue, trains, or has ended so lately that its entry still stands."""
+        return self.state in ("queued", "starting", "live") or (self.entry is not None and not self.error)
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether it ended without a runner to see it, if there is no runner now."""
+        return self.entry is not None and self.entry.started is not None and self.state not in ("starting", "live")
 
 
 class Reproduction:
@@ -91,11 +95,12 @@ class Reproduction:
             "download": download,
             "device": device or "auto",
         }
+        queue.device_name(self._given["device"])
         seeds = tuple(dict.fromkeys(seeds or table.seeds))
         rows = [row for row in table.rows if not (self.init and row.label == table.reference)]
         self.jobs = [Job(row, seed, rate) for row in rows for seed in seeds for rate in row.rates or (None,)]
-        for job in self.jobs:
-            self.config(job, self.init or "start.safetensors" if job.row.start else None)
+        for job in self.jobs:  # a mistake is said now, not when the row's turn comes
+            self.config(job, "start.safetensors" if job.row.start else None)
         self._configs: dict[Path, TrainConfig | None] = {}
         self._done: dict[Job, Path] = {}
         self._tried: set[Job] = set()
@@ -129,7 +134,7 @@ class Reproduction:
         for s in standings:
             if s.under_way:
                 # Of an earlier process, maybe with nobody at work on it.
-                added |= s.entry is not None and s.job not in self._tried
+                added |= s.entry is not None and (s.job not in self._tried or s.cut_off)
                 self._tried.add(s.job)
             elif s.entry is not None and s.error:
                 queue.cancel(self.root, s.entry.id)
@@ -172,7 +177,7 @@ class Reproduction:
         else:
             argv = self._argv(job, self._start(job))
         name = f"{self.table.name}-{job.label}"
-        queue.add(self.root, argv, name=name, device=self._given["device"], command=self.command)
+        queue.add(self.root, argv, name=name, device=self._given["device"], twice=False)
 
     def _argv(self, job: Job, init: str | None) -> list[str]:
         return ["train", "--show", "progress", *to_argv(self.config(job, init))]
@@ -203,7 +208,9 @@ class Reproduction:
         entry = next((e for e in waiting if e.argv == argv or (e.run and self.root / e.run in mine)), None)
         standing = self._of_runs(job, mine)
         if standing.state == "done" or entry is None:
-            return dataclasses.replace(standing, error=self._errors.get(job, ""))
+            if standing.state == "missing" and job in self._errors:
+                return Standing(job, "failed", error=self._errors[job])
+            return standing
         run = self.root / entry.run if entry.run else standing.run
         return Standing(job, entry.state, run, entry, entry.error)
 

@@ -185,22 +185,3 @@ def learning_rate(config: TrainConfig, done: float, *, peak: float, epochs: int)
     if config.schedule == "step":
         return peak * 0.1 ** sum(done >= m for m in config.milestones)
     return peak * 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1 - warm, 1e-9)))
-
-
-class FlipMeter:
-    """Share of one-bit weights whose sign differs from the last measurement, on the device, without waiting for it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.layers = [m for m in quant_layers(model).values() if m.weight_quantizer and m.weight_quantizer.bits == 1]
-        self.total = sum(m.weight.numel() for m in self.layers)
-        self.signs = [m.weight.detach() >= 0 for m in self.layers]
-
-    @torch.no_grad()
-    def measure(self) -> Tensor | None:
-        """0-dim float32, or None when there are no one-bit weights."""
-        if not self.layers:
-            return None
-        now = [m.weight >= 0 for m in self.layers]
-        flipped = torch.stack([(a ^ b).sum() for a, b in zip(now, self.signs, strict=True)]).sum()
-        self.signs = now
-        return flipped / self.total

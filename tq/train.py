@@ -36,11 +36,13 @@ from tq.meters import StepMeter, device_name, system_load
 from tq.models import build, load_into, weights_from
 from tq.objective import Objective
 from tq.optim import INQScheduler
+from tq.oscillation import Oscillation
+from tq.packed import format_of
 from tq.ptq.calibrate import calibrate
 from tq.runs import Run
 from tq.scheme import Scheme
 from tq.stages import Stage, peak_rate, plan
-from tq.step import FlipMeter, TrainStep, learning_rate, make_optimizer, resolution_of
+from tq.step import TrainStep, learning_rate, make_optimizer, resolution_of
 
 EVAL_BATCH = 500
 CALIBRATION_BATCHES = 4
@@ -191,6 +193,7 @@ class Trainer:
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
+        self.oscillation = Oscillation(self.model, threshold=config.oscillation_freeze)
         if config.ema:
             self.average = averaged(self.model, config.ema)
         if stage.portion is not None:
@@ -203,12 +206,13 @@ class Trainer:
                 self.average.load_state_dict(saved["average"])
             if self.inq is not None:
                 self.inq.load_state_dict(saved["inq"])
+            if config.oscillation_freeze:
+                self.oscillation.load_state_dict(saved["oscillation"])
         self.saved = None
         self.step = TrainStep(
             self.model, self.optimizer, compile=config.compile, amp=config.amp,
             objective=self._objective(stage), after=self._after_step,
         )  # fmt: skip
-        self.flips = FlipMeter(self.model)
 
     def _leave(self, number: int) -> None:
         """The averaged weights are what a stage gives; at the end the normalizations are estimated anew."""
@@ -230,6 +234,8 @@ class Trainer:
     def _after_step(self) -> None:
         if self.inq is not None:
             self.inq.hold()
+        if self.oscillation.threshold:
+            self.oscillation.hold()
         if self.average is not None:
             self.average.update_parameters(self.model)
 
@@ -288,7 +294,7 @@ class Trainer:
                 if compiling:
                     compiling = False
                     self.log.emit("phase", name=stage.name)
-                if fields := meter.add(loss, correct, len(y), self.flips.measure, self._resolution):
+                if fields := meter.add(loss, correct, len(y), self.oscillation.flips, self._resolution):
                     self._report(fields if self.inq is None else {**fields, "portion": self.inq.portion}, lr)
                 if time.monotonic() >= next_system:
                     next_system = time.monotonic() + SYSTEM_EVERY_S
@@ -316,6 +322,8 @@ class Trainer:
         epoch = self._epoch_key() + 1
         result = self.evaluate()
         self.log.emit("eval", step=self.at.step, epoch=epoch, split="test", loss=result.loss, acc=result.accuracy)
+        if not stage.scheme.is_float:
+            self.log.emit("layers", step=self.at.step, epoch=epoch, layers=self._layers())
         if result.accuracy < self.at.best / 2:
             text = f"accuracy fell to {result.accuracy:.2f} % from {self.at.best:.2f} %"
             self.log.emit("alert", level="warning", title="training diverges", text=text)
@@ -329,6 +337,25 @@ class Trainer:
         if self.at.epoch < stage.epochs:
             self.log.emit("phase", name=stage.name)
 
+    @torch.no_grad()
+    def _layers(self) -> dict[str, dict[str, float]]:
+        """Per quantized layer: bits, bytes of its codes, mean weight scale, signal-to-noise of its weights, flips."""
+        moves, found = self.oscillation.layers(), {}
+        for name, layer in quant_layers(self.model).items():
+            form = format_of(layer)
+            width = 4 if form.weight_bits == 16 else 1
+            found[name] = {"bits": form.weight_bits, "act_bits": form.act_bits, **moves.get(name, {})}
+            found[name]["bytes"] = width * math.prod(form.stored_shape)
+            if form.weight_bits < 16:
+                codes, scale = layer.eval().weight_codes()
+                value = codes * scale.view(-1, *[1] * (codes.ndim - 1))
+                noise = (layer.weight - value).square().sum().clamp_min(1e-30)
+                found[name] |= {
+                    "scale": float(scale.mean()),
+                    "sqnr_db": float(10 * torch.log10(layer.weight.square().sum() / noise)),
+                }
+        return found
+
     def checkpoint(self) -> None:
         """Write checkpoint.pt (tmp + fsync + rename), never over a good one with NaN weights."""
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
@@ -340,9 +367,9 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        for name in ("inq", "average", "teacher"):
-            if (part := getattr(self, name)) is not None:
-                state[name] = part.state_dict()
+        held = self.oscillation if self.oscillation.threshold else None
+        parts = {"inq": self.inq, "average": self.average, "teacher": self.teacher, "oscillation": held}
+        state |= {name: part.state_dict() for name, part in parts.items() if part is not None}
         target = self.path / "checkpoint.pt"
         # through memory: torch.save would hide a full disk behind an error of its own
         buffer = io.BytesIO()

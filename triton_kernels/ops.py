@@ -294,11 +294,7 @@ def _geometry(rest: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
 def _conv_shape(
     x: Tensor, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, ...]:
-    sizes = [
-        (size + 2 * pad - step * (kernel - 1) - 1) // hop + 1
-        for size, pad, step, kernel, hop in zip(x.shape[2:], padding, dilation, shape[2:], stride, strict=True)
-    ]
-    return (x.shape[0], shape[0], *sizes)
+    return (x.shape[0], shape[0], *reference.conv_sizes(x.shape[2:], shape[2:], stride, padding, dilation))
 
 
 def _images(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

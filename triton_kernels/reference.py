@@ -79,6 +79,21 @@ def _rounded(x: Tensor, inv_scale: Tensor | None, zero_point: int, qmin: int, qm
     return torch.clamp(q + zero_point if zero_point else q, qmin, qmax)
 
 
+def conv_sizes(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> tuple[int, int]:
+    """(height, width) of what a convolution or pooling makes of an image of `size`; below 1 where it does not fit."""
+    height, width = (
+        (n + 2 * pad - step * (k - 1) - 1) // hop + 1
+        for n, k, hop, pad, step in zip(size, kernel, stride, padding, dilation, strict=True)
+    )
+    return height, width
+
+
 def int_conv2d(
     x: Tensor,
     weight: Tensor,

@@ -36,7 +36,7 @@ from tq.macs import multiply_accumulates
 from tq.mixed_precision import Choice
 from tq.models import build, load_into, weights_from
 from tq.pareto_plot import plot_front
-from tq.plot import SUFFIXES
+from tq.picture import SUFFIXES
 from tq.post_training import run
 from tq.ptq.images import check_forward
 from tq.train import describe, model_args, pick_device

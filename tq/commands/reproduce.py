@@ -132,6 +132,9 @@ class _Display:
                 figures = f"  {self._figures(s)}" if s.state == "done" else ""
                 self.say(f"{time.strftime('%H:%M:%S')} {s.job.label} {text}{figures}  {s.run.name if s.run else ''}")
             self.said[s.job.label] = text
+        if (idle := self._idle()) != self.said.get("queue", ""):
+            self.said["queue"] = idle
+            self.say(idle or "the queue is being worked on again")
 
     def _table(self, standings: Sequence[Standing]) -> Any:
         table = Table(title=self.work.table.title, title_justify="left")
@@ -144,10 +147,15 @@ class _Display:
             table.add_row(
                 escape(s.job.label), f"[{colour}]{s.state}[/]", escape(s.error or self._figures(s)), escape(name)
             )
+        note = f"{idle}; " if (idle := self._idle()) else ""
+        return Group(table, f"{done} of {len(standings)} done; {note}Ctrl-C stops with a checkpoint, to go on later")
+
+    def _idle(self) -> str:
+        """What to do when the queue's runner has been paused or killed; empty while one works."""
         runner = queue.runner_status(self.work.root, self.work.device or "auto")
-        idle = runner.waiting > 0 and not runner.working
-        note = f"; nobody works on the queue of {runner.device}, start it again with: tq queue start" if idle else ""
-        return Group(table, f"{done} of {len(standings)} done{note}; Ctrl-C stops with a checkpoint, to go on later")
+        if runner.working or not runner.waiting:
+            return ""
+        return f"nobody works on the queue of {runner.device}: tq queue start --runs {self.work.root}"
 
     def _figures(self, s: Standing) -> str:
         """Epoch, accuracy and time to go of a run that has begun."""
@@ -184,12 +192,21 @@ def _table(result: dict[str, Any], files: Sequence[Path]) -> Any:
     table = Table(title=escape(result["title"]), title_justify="left")
     for number, column in enumerate(report.header(result)):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
-    for row in result["rows"]:
-        table.add_row(*map(escape, report.cells(row)))
-    missing = [f"{r['state']}: {row['row']} seed {r['seed']}" for row in result["rows"] for r in row["runs"]]
-    missing = [text for text in missing if not text.startswith("done")]
-    lines = [report.conditions(result), *(["not done: " + "; ".join(missing)] if missing else [])]
+    for row in report.body(result):
+        table.add_row(*map(escape, row))
+    lines = [report.conditions(result), *_missing(result)]
     return Group(table, *map(escape, lines), escape(f"wrote {files[0]} and {files[1]}"))
+
+
+def _missing(result: dict[str, Any]) -> list[str]:
+    """One line a state: the rows and seeds that have no figures."""
+    by_state: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        for r in row["runs"]:
+            rate = f" lr {r['lr']:.4g}" if r["lr"] else ""
+            why = f" ({r['error']})" if r["error"] else ""
+            by_state.setdefault(r["state"], []).append(f"{row['row']}{rate} seed {r['seed']}{why}")
+    return [f"{state}: {', '.join(jobs)}" for state, jobs in by_state.items() if state != "done"]
 
 
 def _tables() -> list[dict[str, Any]]:

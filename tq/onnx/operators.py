@@ -16,8 +16,9 @@ from torch import fx, nn
 
 from tq.models import PadShortcut
 from tq.onnx.graph import add_layer, add_linear, conv_geometry
-from tq.onnx.nodes import Context, argument, shape, source
+from tq.onnx.nodes import Context, argument
 from tq.packed import PackedLayer
+from tq.traced import shape, source
 
 
 def _alias(t: Context, node: fx.Node, *_: Any) -> str:

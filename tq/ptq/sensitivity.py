@@ -26,6 +26,7 @@ from tq.attach import quant_layers
 from tq.layers import QuantLayer, channels_last
 from tq.ptq.ranges import weight_scale
 from tq.quantizers import LearnedWeight
+from tq.traced import Unreadable, trace
 
 BITS = (1, 2, 4, 8)
 Progress = Callable[[int, int], None]
@@ -181,15 +182,10 @@ def exchanged(layer: QuantLayer, weight: Tensor) -> Iterator[None]:
         layer.weight.data = kept
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, QuantLayer) or super().is_leaf_module(m, module_qualified_name)
-
-
 def _trace(model: nn.Module) -> fx.GraphModule | None:
     try:
-        return fx.GraphModule(model, _Tracer().trace(model))
-    except Exception:  # torch.fx raises many kinds of errors for code that it cannot read; attach has warned
+        return trace(model, lambda m: isinstance(m, QuantLayer))
+    except Unreadable:  # attach has warned
         return None
 
 
