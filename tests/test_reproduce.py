@@ -23,8 +23,10 @@ from tq.reproduce import Reproduction, Standing
 # lr 7 fails; while the file `hold` is beside the script a run waits, and SIGTERM stops it.
 FAKE = """
 import signal, sys, time
+from dataclasses import fields
 from pathlib import Path
 from tq import queue, runs
+from tq.config import TrainConfig, to_dict
 argv = sys.argv[1:]
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
@@ -36,12 +38,15 @@ if argv[0] == "queue":
 if "--resume" in argv:
     run = runs.reopen(Path(argv[argv.index("--resume") + 1]))
 else:
-    from tq.cli import parse
-    from tq.config import TrainConfig, to_dict
-    flags = parse(argv)
-    config = flags.settings(TrainConfig)
-    about = {"seed": config.seed, "versions": {"torch": "9"}, "device": config.device, "parent": config.init}
-    run = runs.create(flags.run_dir.parent, name="x", argv=argv, config=to_dict(config), path=flags.run_dir, **about)
+    argv.remove("--no-compile")
+    given = dict(zip(argv[1::2], argv[2::2]))  # these recipes have neither lists nor more than one switch
+    path, kinds = Path(given.pop("--run-dir")), {f.name: f.type for f in fields(TrainConfig)}
+    del given["--show"]
+    numbers = {"int": int, "float": float, "float | None": float}
+    settings = {(name := k[2:].replace("-", "_")): numbers.get(kinds[name], str)(v) for k, v in given.items()}
+    config = TrainConfig(compile=False, **settings)
+    about = {"seed": config.seed, "versions": {"torch": "9"}, "device": config.device}
+    run = runs.create(path.parent, name="x", argv=argv, config=to_dict(config), path=path, **about)
 config = run.manifest["config"]
 run.log.emit("phase", name="data")
 run.log.emit("start", epochs=2, device="a machine")
@@ -130,10 +135,9 @@ def test_every_row_of_every_recipe_is_a_training(name: str, quick: bool) -> None
         for rate in row.rates or (None,):
             config = row.config(rate=rate, init="f.safetensors" if row.start else None, dataset=found.datasets[0])
             assert from_dict(TrainConfig, to_dict(config)) == config
-            argv = ["train", *to_argv(config)]
-            flags = cli.parse(argv)
-            assert isinstance(flags, cli.Train)
-            assert flags.settings(TrainConfig) == config, "the queue's command line says the same"
+        flags = cli.parse(["train", *to_argv(config)])
+        assert isinstance(flags, cli.Train)
+        assert flags.settings(TrainConfig) == config, "the queue's command line says the same"
     assert any(row.label == found.reference for row in found.rows)
 
 
@@ -372,7 +376,7 @@ def test_minutes_leave_pauses_out(tmp_path: Path) -> None:
 def mine(tmp_path: Path) -> Path:
     """A recipe of two short trainings on the digits."""
     rows = [
-        {"label": "float", "settings": {"scheme": "float", "epochs": 12, "lr": 0.05}},
+        {"label": "float", "settings": {"scheme": "float", "epochs": 10, "lr": 0.05}},
         {"label": "w4a4", "from": "float", "settings": {"scheme": "w4a4", "epochs": 1, "lr": 0.01}},
         {"label": "w1a2", "from": "float", "settings": {"scheme": "w1a2", "epochs": 1, "lr": 0.01}},
     ]
