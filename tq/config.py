@@ -461,6 +461,20 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
 
 
+def to_argv(config: Any) -> list[str]:
+    """The flags of a config's values that differ from the defaults, as the command line takes them."""
+    default, argv = to_dict(type(config)()), []
+    for name, value in to_dict(config).items():
+        if value == default[name]:
+            continue
+        word = name.replace("_", "-")
+        if isinstance(value, bool):
+            argv.append(f"--{word}" if value else f"--no-{word}")
+        else:
+            argv += [f"--{word}", *map(str, value if isinstance(value, list) else [value])]
+    return argv
+
+
 def choices(field: dataclasses.Field[Any]) -> tuple[str, ...]:
     """The allowed words of a `Literal[...]` field, else ()."""
     text = str(field.type)

@@ -33,7 +33,7 @@ from tq.distributed import World
 from tq.evaluate import Evaluation, evaluate
 from tq.file_format import Info
 from tq.layers import channels_last
-from tq.meters import StepMeter, system_load
+from tq.meters import StepMeter, device_name, system_load
 from tq.models import build, load_into, weights_from
 from tq.objective import Objective
 from tq.optim import INQScheduler
@@ -123,6 +123,7 @@ class Trainer:
             v=events.VERSION,
             pid=os.getpid(),
             host=socket.gethostname(),
+            device=device_name(self.device),
             epochs=sum(s.epochs for s in self.stages),
             steps_per_epoch=len(self.batches),
             metrics={"acc": {"goal": "max", "unit": "%"}, "loss": {"goal": "min", "unit": "nat"}},
