@@ -178,13 +178,11 @@ def _allocation(choice: Choice) -> dict[str, Any]:
 
 def _plot(choice: Choice, proof: Proof, out: Path, config: QuantizeConfig) -> None:
     """The front, with the file that was written as the star."""
-    lost = 100 - proof.packed.accuracy
     plot_front(
         out,
         predicted=[(p.bytes, p.loss) for p in choice.allocation.front],
-        chosen=(proof.bytes, lost),
+        chosen=(proof.bytes, 100 - proof.packed.accuracy),
         target_bytes=None if config.target_size is None else parse_size(config.target_size),
-        measured_label="top-1 error of the file (%)",
     )
 
 
