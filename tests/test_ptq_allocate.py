@@ -22,7 +22,7 @@ from tq.ptq.allocate import Point, allocate, pins, smallest_within, thinned
 from tq.ptq.calibrate import calibrate
 from tq.ptq.knapsack import Front, Option
 from tq.ptq.ranges import weight_scale
-from tq.ptq.sensitivity import Probe, Sensitivity, sensitivity
+from tq.ptq.sensitivity import Probe, Sensitivity
 from tq.quantizers import LearnedWeight
 
 WIDTHS = (1, 2, 4, 8)
@@ -188,7 +188,7 @@ def test_sensitivity_is_that_of_the_evaluation_form(
     before = {k: v.clone() for k, v in model.state_dict().items()}
     chosen = dict.fromkeys([*list(quant_layers(model))[:2], list(quant_layers(model))[-1]], (1, 4))
     steps: list[tuple[int, int]] = []
-    rows = sensitivity(model, batches, bits=chosen, on_step=lambda done, of: steps.append((done, of)))
+    rows = Probe(model, batches).rows(chosen, lambda done, of: steps.append((done, of)))
     assert steps == [(i + 1, 12) for i in range(12)]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [(r.layer, r.bits) for r in rows] == [(n, b) for n in chosen for b in (1, 4)]
@@ -230,9 +230,9 @@ def test_probe_measures_combinations(quantized: Factory, network: Factory, image
 
 def test_sensitivity_errors(network: Factory, quantized: Factory, images: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="at least one calibration image"):
-        sensitivity(quantized("cnn", "w4a8"), [])
+        Probe(quantized("cnn", "w4a8"), [])
     with pytest.raises(ValueError, match="no layer with quantized weights"):
-        sensitivity(network("cnn"), [images("cnn")])
+        Probe(network("cnn"), [images("cnn")])
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,12 @@ class Coverage:
     shape: tuple[int, ...]
     weight_bits: int
     act_bits: int
+    pow2: bool = False
+
+    @property
+    def scheme(self) -> str:
+        """w4a8, inq5, float, ..."""
+        return str(Scheme(self.weight_bits, self.act_bits, self.pow2))
 
 
 def attach(
@@ -199,9 +205,11 @@ def coverage(model: nn.Module) -> list[Coverage]:
     lines: list[Coverage] = []
     for name, m in model.named_modules():
         if isinstance(m, nn.Conv2d | nn.Linear):
-            w = m.weight_quantizer.bits if isinstance(m, QuantLayer) and m.weight_quantizer is not None else 16
+            quantizer = m.weight_quantizer if isinstance(m, QuantLayer) else None
+            w, pow2 = 16 if quantizer is None else quantizer.bits, isinstance(quantizer, PowerOfTwo)
             a = m.input_quantizer.bits if isinstance(m, QuantLayer) and m.input_quantizer is not None else 16
-            lines.append(Coverage(name, "conv" if isinstance(m, nn.Conv2d) else "linear", tuple(m.weight.shape), w, a))
+            kind = "conv" if isinstance(m, nn.Conv2d) else "linear"
+            lines.append(Coverage(name, kind, tuple(m.weight.shape), w, a, pow2))
             continue
         # a transposed convolution, an embedding, a parameter for torch.nn.functional.conv2d: always float
         lines += [

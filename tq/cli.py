@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -375,6 +376,7 @@ COMMANDS: dict[str, type[Output]] = {
     "plot": Plot,
     "tui": Tui,
 }
+_NUMBERS = re.compile(r"[\d.]+(?:,[\d.]+)+")
 _MODULES = {"eval": "evaluate", "predict": "evaluate", "inspect": "evaluate", "plot": "runs", "kernels": "bench"}
 
 
@@ -398,6 +400,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str]) -> Output:
     """The chosen command with its flags; help and syntax errors end the program (codes 0 and 2). Raises ValueError."""
+    # lists of numbers may be written with commas: --portions 0.5,0.75,1
+    argv = [part for word in argv for part in (word.split(",") if _NUMBERS.fullmatch(word) else [word])]
     if argv[:2] == ["bench", "kernels"]:
         return tyro.cli(Kernels, prog="tq bench kernels", args=argv[2:])
     union: Any = None

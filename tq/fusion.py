@@ -4,7 +4,7 @@
 sum and the ReLU behind them, pooling, and the quantization of the next layer's input. Each connected part becomes one
 call: on a CPU a `native` plan, elsewhere a chain of `tq::quant_conv2d`. Layers that stayed float, and whatever else the
 network does, remain torch operations between the parts. Predictions do not change: every part is compared with the
-layers that it replaces, bit for bit, before it is used.
+layers that it replaces, bit for bit, before it is used. `left_alone` names the packed layers that are in no part.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tq.hooks import hooked
 from tq.lower import image, kind, lower, supported
-from tq.packed import PackedLayer
+from tq.packed import PackedLayer, packed_layers
 from tq.packed_graph import trace_packed
 from tq.relu6 import without_relu6
 from tq.traced import Unreadable
@@ -88,6 +89,14 @@ def fused_parts(model: nn.Module) -> list[Fused]:
     return [m for m in model.modules() if isinstance(m, Fused)]
 
 
+def left_alone(model: nn.Module) -> list[str]:
+    """Packed layers of a fused network that are in none of its parts, as they are not one product of integers."""
+    if not isinstance(model, fx.GraphModule):
+        return list(packed_layers(model))
+    called = dict.fromkeys(str(node.target) for node in model.graph.nodes if node.op == "call_module")
+    return [name for name in called if isinstance(model.get_submodule(name), PackedLayer)]
+
+
 class _Support(OperatorSupportBase):
     def __init__(self, native: bool) -> None:
         super().__init__()
@@ -132,9 +141,8 @@ def _record(whole: nn.Module, example: Tensor) -> dict[str, tuple[fx.GraphModule
     parts = {name: part for name, part in whole.named_children() if name.startswith(PREFIX)}
     handles = [part.register_forward_pre_hook(before(name)) for name, part in parts.items()]
     handles += [part.register_forward_hook(after(name)) for name, part in parts.items()]
-    whole(example)
-    for handle in handles:
-        handle.remove()
+    with hooked(handles):
+        whole(example)
     return seen
 
 

@@ -29,6 +29,7 @@ from tq.atomic import atomic
 from tq.attach import attach, coverage, quant_layers, requantize, sites, to_channels_last
 from tq.checkpoint import predict_bytes
 from tq.config import TrainConfig, portions_of, to_dict
+from tq.distributed import World
 from tq.evaluate import Evaluation, evaluate
 from tq.file_format import Info
 from tq.layers import channels_last
@@ -74,8 +75,18 @@ class Position:
 class Trainer:
     """Trains the network of one run. `run()` to the end, or raises Stopped or Diverged."""
 
-    def __init__(self, config: TrainConfig, run: Run, *, resume: bool, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        *,
+        resume: bool,
+        should_stop: Callable[[], bool],
+        world: World | None = None,
+    ) -> None:
+        """world: the processes that train together; default, this one alone."""
         self.config, self.log, self.path, self.should_stop = config, run.log, run.path, should_stop
+        self.world = world or World()
         self.device = pick_device(config.device)
         self.stages = plan(config)
         self.at = Position()
@@ -101,6 +112,8 @@ class Trainer:
             std=self.data.std,
             seed=config.seed,
             augment=config.augment,
+            rank=self.world.rank,
+            world_size=self.world.size,
         )
         self.saved = saved
         if saved is not None:
@@ -127,9 +140,13 @@ class Trainer:
         return self.model
 
     def evaluate(self) -> Evaluation:
-        """The test split, in evaluation form; of the averaged weights where there are some."""
+        """The test split, in evaluation form; of the averaged weights where there are some. Logits in rank 0 only."""
         self.log.emit("phase", name="eval")
-        return evaluate(self.average.module if self.average is not None else self.model, self.test_batches())
+        found = None
+        if self.world.main:
+            found = evaluate(self.average.module if self.average is not None else self.model, self.test_batches())
+        loss, correct, total = self.world.tell((found.loss, found.correct, found.total) if found else None)
+        return found or Evaluation(loss, correct, total, torch.empty(0))
 
     def test_batches(self) -> Any:
         """Normalised batches of the whole test split, in order."""
@@ -186,6 +203,7 @@ class Trainer:
             self._attach(self.model, stage.scheme)
             if saved is None:
                 self._calibrate(batch_statistics=number == 0 and config.init is None)
+                self.world.same(self.model)
         self.peak = peak_rate(config, stage.scheme)
         self.optimizer = make_optimizer(
             self.model, config, lr=self.peak, epochs=stage.epochs, steps_per_epoch=len(self.batches)
@@ -211,7 +229,7 @@ class Trainer:
         self.saved = None
         self.step = TrainStep(
             self.model, self.optimizer, compile=config.compile, amp=config.amp,
-            objective=self._objective(stage), after=self._after_step,
+            objective=self._objective(stage), after=self._after_step, world=self.world,
         )  # fmt: skip
 
     def _leave(self, number: int) -> None:
@@ -224,6 +242,7 @@ class Trainer:
         self.log.emit("phase", name="calibrate")
         batches = (channels_last(x) for x, _ in itertools.islice(self.batches.epoch(0), self.config.norm_batches))
         update_bn(batches, self.model, self.device)
+        self.world.same(self.model)
         result = self.evaluate()
         self.at.last = result.accuracy
         epoch = self._epoch_key()
@@ -299,7 +318,7 @@ class Trainer:
                 if time.monotonic() >= next_system:
                     next_system = time.monotonic() + SYSTEM_EVERY_S
                     self.log.emit("sys", **system_load(self.device))
-                if self.should_stop():
+                if self.world.any(self.should_stop()):
                     self.checkpoint()
                     raise Stopped
             self._end_of_epoch(stage)
@@ -360,6 +379,8 @@ class Trainer:
         """Write checkpoint.pt (tmp + fsync + rename), never over a good one with NaN weights."""
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise Diverged(f"a weight is NaN or infinite at step {self.at.step}; the last good checkpoint is kept")
+        if not self.world.main:
+            return
         state = {
             "version": 1,
             "config": to_dict(self.config),

@@ -6,6 +6,7 @@ loaded on first use, so importing the package costs nothing and does not load to
 What a layer is, and who computes it:
 
     layout          how integer codes become bytes (the specification)
+    codebook        the same for powers of two
     spec            what a layer does with the numbers that enter and leave it
     reference       what every operator computes, exactly, on any device
     ops             the operators `torch.ops.tq.*`

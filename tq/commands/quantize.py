@@ -155,6 +155,7 @@ def _layers(model: nn.Module, images: Tensor, ratios: dict[str, float], choice: 
         {
             "name": c.name,
             "kind": c.kind,
+            "scheme": c.scheme,
             "weight_bits": c.weight_bits,
             "act_bits": c.act_bits,
             "macs": macs.get(c.name, 0),
@@ -285,10 +286,5 @@ def _account(layers: list[dict[str, Any]]) -> Table:
         table.add_column(column, justify="right" if column in ("bytes", "dB") else "left", overflow="fold")
     for layer in layers:
         ratio = "" if layer["snr_db"] is None else f"{layer['snr_db']:.1f}"
-        bits = (
-            "float"
-            if layer["weight_bits"] == layer["act_bits"] == 16
-            else f"w{layer['weight_bits']}a{layer['act_bits']}"
-        )
-        table.add_row(layer["name"], bits, f"{layer['bytes']:,}", ratio, layer["why"])
+        table.add_row(layer["name"], layer["scheme"], f"{layer['bytes']:,}", ratio, layer["why"])
     return table

@@ -83,8 +83,7 @@ def _implementations(reference: nn.Module, sample: Sample, progress: Progress) -
 def _bits(layers: dict[str, Any], name: str) -> str:
     if name == OUTPUT:
         return ""
-    form = layers[name].format if name in layers else None
-    return f"w{form.weight_bits}a{form.act_bits}" if form else "float"
+    return layers[name].format.name if name in layers else "float"
 
 
 def _float_network(path: Path, info: Info, flags: Verify) -> nn.Module:
