@@ -376,7 +376,7 @@ def test_minutes_leave_pauses_out(tmp_path: Path) -> None:
 def mine(tmp_path: Path) -> Path:
     """A recipe of two short trainings on the digits."""
     rows = [
-        {"label": "float", "settings": {"scheme": "float", "epochs": 10, "lr": 0.05}},
+        {"label": "float", "settings": {"scheme": "float", "epochs": 5, "lr": 0.05}},
         {"label": "w4a4", "from": "float", "settings": {"scheme": "w4a4", "epochs": 1, "lr": 0.01}},
         {"label": "w1a2", "from": "float", "settings": {"scheme": "w1a2", "epochs": 1, "lr": 0.01}},
     ]

@@ -37,6 +37,8 @@ from tq.liveness import STARTING_FOR_S, RunBusy, State, holder, release, take
 
 TQ = (sys.executable, "-m", "tq")
 POLL_S = 0.5
+# Until a trainer has to hold its run; one that ends before is noticed at once.
+START_S = 600.0
 # Options of `tq train` that a queued run cannot have, and those that name its own run.
 _NOT_QUEUED = ("--run-dir", "--detach", "--queue")
 EntryState = Literal["queued"] | State
@@ -202,7 +204,7 @@ def start_runner(root: Path, device: str = "auto", *, command: Sequence[str] = T
             words = (folder / "runner.log").read_text(errors="replace").strip().rpartition("\n")[2]
             raise ValueError(f"the queue's runner did not start: {words or f'exit code {child.returncode}'}")
         time.sleep(0.02)
-    return held[1]
+    return held[1] or child.pid
 
 
 def stop_runner(root: Path, device: str = "auto") -> int:
@@ -301,12 +303,7 @@ def _begin(root: Path, entry: Entry, command: Sequence[str]) -> Entry | None:
             return None  # cancelled a moment ago
         _save(root, entry)
     try:
-        if not os.path.isdir(entry.cwd):
-            raise ValueError(f"{entry.cwd}, where it was added, does not exist any more")
-        if go_on and not runs.status(path).live:
-            runs.resume(path, command=command)
-        elif not go_on:
-            runs.launch(entry.argv, root=root, name=entry.name, command=command, path=path, cwd=entry.cwd)
+        _launch(root, entry, path, go_on, command)
     except (ValueError, OSError) as error:
         with contextlib.suppress(OSError):
             path.rmdir()  # empty, if the trainer left no word in it
@@ -318,10 +315,22 @@ def _begin(root: Path, entry: Entry, command: Sequence[str]) -> Entry | None:
     return entry
 
 
+def _launch(root: Path, entry: Entry, path: Path, go_on: bool, command: Sequence[str]) -> None:
+    """Returns when a trainer holds the run. Raises ValueError with its last words if it ends before."""
+    if not go_on:
+        if not os.path.isdir(entry.cwd):
+            raise ValueError(f"{entry.cwd}, where it was added, does not exist any more")
+        argv, cwd = entry.argv, entry.cwd
+        runs.launch(argv, root=root, name=entry.name, command=command, wait_s=START_S, path=path, cwd=cwd)
+    elif not runs.status(path).live:
+        runs.resume(path, command=command, wait_s=START_S)
+
+
 def _watch(root: Path, entry: Entry, ours: bool, should_stop: Callable[[], bool], poll_s: float) -> None:
     """Wait for the end of an entry's run. `ours`: this runner started it, so a crash is the run's own."""
     path = root / (entry.run or "")
-    while (state := _state(root, entry, time.time())) in ("live", "starting") or should_stop():
+    # The lock alone is asked while it is held: to read the end of a long log twice a second is not free.
+    while holder(path)[0] or (state := _state(root, entry, time.time())) in ("live", "starting") or should_stop():
         if should_stop():
             # Put back first: whatever happens to this process now, the run goes on with the next runner.
             with _mutex(root):

@@ -141,14 +141,19 @@ class _Display:
         for column in ("run of the table", "state", "so far", "run"):
             table.add_column(column, overflow="fold")
         done = sum(s.state == "done" for s in standings)
-        for s in standings:
+        # What needs no look makes way where the terminal is too low for all.
+        room = max(3, self.console.height - 10)
+        shown = sorted(standings, key=lambda s: s.state in ("done", "blocked", "queued"))[:room]
+        for s in [s for s in standings if s in shown]:
             colour = MARKS.get(s.state, "dim")
+            facts = f"after {s.job.row.start}" if s.state == "blocked" else s.error or self._figures(s)
             name = s.run.name if s.run else ""
-            table.add_row(
-                escape(s.job.label), f"[{colour}]{s.state}[/]", escape(s.error or self._figures(s)), escape(name)
-            )
+            table.add_row(escape(s.job.label), f"[{colour}]{s.state}[/]", escape(facts), escape(name))
+        more = f"and {len(standings) - room} more; " if len(standings) > room else ""
         note = f"{idle}; " if (idle := self._idle()) else ""
-        return Group(table, f"{done} of {len(standings)} done; {note}Ctrl-C stops with a checkpoint, to go on later")
+        return Group(
+            table, f"{more}{done} of {len(standings)} done; {note}Ctrl-C stops with a checkpoint, to go on later"
+        )
 
     def _idle(self) -> str:
         """What to do when the queue's runner has been paused or killed; empty while one works."""
