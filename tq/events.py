@@ -10,6 +10,8 @@
                 p_min, p_mean, p_max                             over the tensors: updates are multiples of 2^-p
                 portion                                          of the weights quantized for good (INQ), 0 to 1
     eval        step, epoch, split, loss, acc                    acc in percent
+    layers      step, epoch, layers {name: {bits, act_bits, bytes, scale, sqnr_db, flips, oscillating, frozen}}
+                                                                 of each quantized layer; shares 0 to 1
     size        float_bytes, packed_bytes, layers {name: bits}
     sys         cpu, rss, ...                                    cpu in percent, rss in bytes
     checkpoint  step, path, best
