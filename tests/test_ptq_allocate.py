@@ -256,17 +256,14 @@ def test_parse_size_errors(text: str, message: str) -> None:
 
 def test_plot_front(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    front = [(50_000.0, 1.0), (90_000.0, 0.1), (150_000.0, 0.01)]
+    front, chosen = [(50_000.0, 1.0), (90_000.0, 0.1), (150_000.0, 0.01)], (90_000, 1.5)
     files = [
-        plot_front(
-            tmp_path / name, predicted=front, measured=[(50_000, 9.0), (90_000, 1.5)], chosen=(90_000, 1.5),
-            uniform=[("w4a8", 140_000, 2.0)], target_bytes=100_000,
-        ).read_bytes()
+        plot_front(tmp_path / name, predicted=front, chosen=chosen, target_bytes=100_000).read_bytes()
         for name in ("a.svg", "b.svg")
-    ]  # fmt: skip
-    assert files[0] == files[1] and b"w4a8" in files[0] and b"predicted loss" in files[0]
-    assert plot_front(tmp_path / "c.png", predicted=front).stat().st_size > 1000
+    ]
+    assert files[0] == files[1] and b"predicted loss" in files[0] and b"top-1 error of the file" in files[0]
+    assert plot_front(tmp_path / "c.png", predicted=front, chosen=chosen).stat().st_size > 1000
     with pytest.raises(ValueError, match=r"must end in \.png"):
-        plot_front(tmp_path / "a.gif", predicted=front)
+        plot_front(tmp_path / "a.gif", predicted=front, chosen=chosen)
     with pytest.raises(ValueError, match="no point to plot"):
-        plot_front(tmp_path / "a.svg", predicted=[])
+        plot_front(tmp_path / "a.svg", predicted=[], chosen=chosen)

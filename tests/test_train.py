@@ -16,8 +16,9 @@ import torch
 
 from tq import events, runs
 from tq.config import TrainConfig, to_dict
+from tq.resume import read_checkpoint
 from tq.session import execute
-from tq.train import Trainer, read_checkpoint
+from tq.train import Trainer
 
 SMALL = {"model": "cnn", "dataset": "digits", "image_size": 16, "epochs": 2, "compile": False, "lr": 0.02}
 

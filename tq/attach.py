@@ -60,7 +60,7 @@ def attach(
         first_last: bits of the first and the last layer: "16" (left alone), "8" or "same".
         override: PATTERN=SCHEME in order, the last match wins.
         stage_act_bits: activation bits of the modules layer1, layer2, ...
-        act_quantizer: "clip", "pact" or "lsq".  weight_quantizer: "auto", "scaled-sign" or "lsq".
+        act_quantizer: "clip", "pact", "lsq" or "lsq+".  weight_quantizer: "auto", "scaled-sign" or "lsq".
         granularity: "channel" or "tensor", of the weight scales.
 
     Raises:

@@ -32,7 +32,7 @@ from tq.contenders import REFERENCE, Contender, contenders
 from tq.evaluate import largest_difference
 from tq.file_format import Info
 from tq.layers import channels_last
-from tq.train import pick_device
+from tq.machine import pick_device
 
 ACCURACY_IMAGES = 1000
 """accuracy is measured on the first so many test images"""

@@ -78,8 +78,8 @@ class TrainConfig:
     """bits of the first and the last layer: 16 (float), 8, or the same as the scheme"""
     override: tuple[str, ...] = ()
     """PATTERN=SCHEME per layer name, the last match wins, e.g. 'layer3.*=w2a4' 'layer1.0.conv1=float'"""
-    act_quantizer: Literal["clip", "pact", "lsq"] = "lsq"
-    """clip (fixed step 1), pact (learned range), lsq (learned step)"""
+    act_quantizer: Literal["clip", "pact", "lsq", "lsq+"] = "lsq"
+    """clip (fixed step 1), pact (learned range), lsq (learned step), lsq+ (the zero point of signed inputs too)"""
     weight_quantizer: Literal["auto", "scaled-sign", "lsq"] = "auto"
     """auto: scaled-sign at 1 bit, lsq (learned step) above"""
     granularity: Literal["channel", "tensor"] = "channel"

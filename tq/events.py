@@ -8,6 +8,7 @@
     phase       name: data, compile, float, train, calibrate, eval, pack or bench
     step        step, epoch, loss, acc, lr, img_s, flip_rate     at most 5 a second; acc in percent, flip_rate 0 to 1
                 p_min, p_mean, p_max                             over the tensors: updates are multiples of 2^-p
+                portion                                          of the weights quantized for good (INQ), 0 to 1
     eval        step, epoch, split, loss, acc                    acc in percent
     size        float_bytes, packed_bytes, layers {name: bits}
     sys         cpu, rss, ...                                    cpu in percent, rss in bytes

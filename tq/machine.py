@@ -1,4 +1,4 @@
-"""What a benchmark or a run says about the machine that it ran on, and about what did not run there."""
+"""The device that a command runs on, and what a run or a benchmark says about it and about what did not run there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: CUDA if there is one. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name} is not supported: expected auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ValueError(f"device {name} was asked for, but this torch sees {found} CUDA devices; use --device cpu")
+    return device
 
 
 def about(device: torch.device) -> dict[str, Any]:

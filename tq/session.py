@@ -105,8 +105,8 @@ def _finish(trainer: Any, out: Path | None) -> dict[str, Any]:
     """Pack, write, reload and compare; the files are the run's model.safetensors and, if asked for, `out`."""
     from tq.atomic import atomic
     from tq.attach import coverage, quant_layers
+    from tq.describe import model_args
     from tq.models import build
-    from tq.train import model_args
     from tq.verify import save_verified
 
     config, at, log = trainer.config, trainer.at, trainer.log

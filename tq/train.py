@@ -8,15 +8,13 @@ is bit for bit the uninterrupted one.
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,22 +23,24 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from tq import data as datasets
 from tq import events
-from tq.atomic import atomic
 from tq.attach import attach, coverage, quant_layers, requantize, sites, to_channels_last
+from tq.averaging import averaged
 from tq.checkpoint import predict_bytes
 from tq.config import TrainConfig, portions_of, to_dict
+from tq.describe import describe, model_args
 from tq.distributed import World
 from tq.evaluate import Evaluation, evaluate
 from tq.file_format import Info
+from tq.layer_report import layer_report
 from tq.layers import channels_last
-from tq.machine import device_name
+from tq.machine import device_name, pick_device
 from tq.meters import StepMeter, system_load
 from tq.models import build, load_into, weights_from
 from tq.objective import Objective
 from tq.optim import INQScheduler
 from tq.oscillation import Oscillation
-from tq.packed import format_of
 from tq.ptq.calibrate import calibrate
+from tq.resume import Position, read_checkpoint, write_checkpoint
 from tq.runs import Run
 from tq.scheme import Scheme
 from tq.stages import Stage, peak_rate, plan
@@ -57,20 +57,6 @@ class Stopped(Exception):
 
 class Diverged(ValueError):
     """The loss is NaN or infinite."""
-
-
-@dataclass
-class Position:
-    """Where a run stands; all that a checkpoint holds beside tensors."""
-
-    stage: int = 0
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    best: float = -1.0
-    best_epoch: int = 0
-    last: float = -1.0
-    float_accuracy: float | None = None
 
 
 class Trainer:
@@ -343,7 +329,7 @@ class Trainer:
         result = self.evaluate()
         self.log.emit("eval", step=self.at.step, epoch=epoch, split="test", loss=result.loss, acc=result.accuracy)
         if not stage.scheme.is_float:
-            self.log.emit("layers", step=self.at.step, epoch=epoch, layers=self._layers())
+            self.log.emit("layers", step=self.at.step, epoch=epoch, layers=layer_report(self.model, self.oscillation))
         if result.accuracy < self.at.best / 2:
             text = f"accuracy fell to {result.accuracy:.2f} % from {self.at.best:.2f} %"
             self.log.emit("alert", level="warning", title="training diverges", text=text)
@@ -356,25 +342,6 @@ class Trainer:
         self.checkpoint()
         if self.at.epoch < stage.epochs:
             self.log.emit("phase", name=stage.name)
-
-    @torch.no_grad()
-    def _layers(self) -> dict[str, dict[str, float]]:
-        """Per quantized layer: bits, bytes of its codes, mean weight scale, signal-to-noise of its weights, flips."""
-        moves, found = self.oscillation.layers(), {}
-        for name, layer in quant_layers(self.model).items():
-            form = format_of(layer)
-            width = 4 if form.weight_bits == 16 else 1
-            found[name] = {"bits": form.weight_bits, "act_bits": form.act_bits, **moves.get(name, {})}
-            found[name]["bytes"] = width * math.prod(form.stored_shape)
-            if form.weight_bits < 16:
-                codes, scale = layer.eval().weight_codes()
-                value = codes * scale.view(-1, *[1] * (codes.ndim - 1))
-                noise = (layer.weight - value).square().sum().clamp_min(1e-30)
-                found[name] |= {
-                    "scale": float(scale.mean()),
-                    "sqnr_db": float(10 * torch.log10(layer.weight.square().sum() / noise)),
-                }
-        return found
 
     def checkpoint(self) -> None:
         """Write checkpoint.pt (tmp + fsync + rename), never over a good one with NaN weights."""
@@ -393,70 +360,5 @@ class Trainer:
         parts = {"inq": self.inq, "average": self.average, "teacher": self.teacher, "oscillation": held}
         state |= {name: part.state_dict() for name, part in parts.items() if part is not None}
         target = self.path / "checkpoint.pt"
-        # through memory: torch.save would hide a full disk behind an error of its own
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        with atomic(target, otherwise="the last checkpoint is kept") as file:
-            file.write(buffer.getbuffer())
+        write_checkpoint(target, state)
         self.log.emit("checkpoint", step=self.at.step, path=target.name, best=self.at.last >= self.at.best)
-
-
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of parameters and statistics; over the first steps the decay rises to its value,
-    as 1 + n of 10 + n, or short runs would keep their start."""
-
-    @torch.no_grad()
-    def average(mean: Any, now: Any, count: Any) -> None:
-        if not mean[0].is_floating_point():
-            torch._foreach_copy_(mean, now)
-            return
-        # as a tensor, which a GPU need not be waited for
-        kept = ((1 + count) / (10 + count)).clamp(max=decay)
-        torch._foreach_mul_(mean, kept)
-        torch._foreach_add_(mean, torch._foreach_mul(now, 1 - kept))
-
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-
-
-def model_args(data: datasets.DataSet) -> dict[str, int]:
-    """The arguments that every model builder takes, from the data."""
-    channels, size = data.train.images.shape[1], data.train.images.shape[2]
-    return {"num_classes": len(data.classes), "in_channels": channels, "image_size": size}
-
-
-def describe(
-    model: str, data: datasets.DataSet, mean: Sequence[float], std: Sequence[float], metrics: dict[str, Any]
-) -> Info:
-    """What a file says about itself: builder, how its images are prepared, class names, figures."""
-    args = model_args(data)
-    images = {"name": data.name, "size": args["image_size"], "channels": args["in_channels"]}
-    return Info({"name": model, "args": args}, {**images, "mean": list(mean), "std": list(std)}, data.classes, metrics)
-
-
-def pick_device(name: str) -> torch.device:
-    """auto: CUDA if there is one. Raises ValueError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name} is not supported: expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ValueError(f"device {name} was asked for, but this torch sees {found} CUDA devices; use --device cpu")
-    return device
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents. Raises ValueError when it is damaged."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"checkpoint {path} cannot be read ({reason}); start the run anew") from None
-    wanted = {"version", "config", "position", "model", "optimizer"}
-    if not isinstance(state, dict) or not wanted <= state.keys() or state["version"] != 1:
-        raise ValueError(f"checkpoint {path} is not one of this program's (version 1); start the run anew")
-    return state

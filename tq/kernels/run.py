@@ -28,7 +28,7 @@ from tq.kernels.ours import ours
 from tq.kernels.peers import Contender, peers
 from tq.kernels.shapes import Problem
 from tq.kernels.timing import Clock, ceilings, in_turns
-from tq.train import pick_device
+from tq.machine import pick_device
 from triton_kernels import native, ops
 
 SIZES = {"cuda": (4096, 8192), "cpu": (1024, 2048)}
