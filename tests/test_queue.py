@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tq import cli, events, queue, runs
+from tq import cli, events, queue, queue_runner, runs
 
 # Stands in for `tq`: `train HOW ... --run-dir P | --resume P`, and `queue work --runs R --device D`. HOW: ok ends at
 # once, error fails, refuse never begins, wait ends when it is told to stop or resumed.
@@ -370,7 +370,7 @@ def test_stopped_runs_are_resumed_through_the_queue(root: Path, tq: list[str]) -
 def test_an_entry_that_is_cancelled_just_before_its_start_leaves_no_directory(root: Path, tq: list[str]) -> None:
     entry = add(root, "ok")
     queue.cancel(root, entry.id)
-    assert queue._begin(root, entry, tq) is None
+    assert queue_runner._begin(root, entry, tq) is None
     assert runs.list_runs(root) == []
     assert [p.name for p in root.iterdir()] == ["queue"]
 

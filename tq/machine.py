@@ -1,4 +1,4 @@
-"""The device that a command runs on, and what a benchmark says about the machine and about what did not run there."""
+"""The device that a command runs on, and what a run or a benchmark says about it and about what did not run there."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ def about(device: torch.device) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "threads": torch.get_num_threads(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's and how many threads of it are used."""
+    said = about(device)
+    return said["device"] if device.type == "cuda" else f"{said['cpu']}, threads: {said['threads']}"
 
 
 def reason(error: Exception) -> str:

@@ -33,8 +33,8 @@ from tq.evaluate import Evaluation, evaluate
 from tq.file_format import Info
 from tq.layer_report import layer_report
 from tq.layers import channels_last
-from tq.machine import pick_device
-from tq.meters import StepMeter, device_name, system_load
+from tq.machine import device_name, pick_device
+from tq.meters import StepMeter, system_load
 from tq.models import build, load_into, weights_from
 from tq.objective import Objective
 from tq.optim import INQScheduler
