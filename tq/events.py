@@ -8,8 +8,10 @@
     phase       name: data, compile, float, train, calibrate, eval, pack or bench
     step        step, epoch, loss, acc, lr, img_s, flip_rate     at most 5 a second; acc in percent, flip_rate 0 to 1
                 p_min, p_mean, p_max                             over the tensors: updates are multiples of 2^-p
+                portion                                          of the weights that INQ has frozen, 0 to 1
     eval        step, epoch, split, loss, acc                    acc in percent
     size        float_bytes, packed_bytes, layers {name: bits}
+    layers      step, layers {name: {bits, act_bits, bytes, scale, flips, oscillating, sqnr_db}}   any may be missing
     sys         cpu, rss, ...                                    cpu in percent, rss in bytes
     checkpoint  step, path, best
     alert       level (info, warning or error), title, text
@@ -137,21 +139,28 @@ def decode(line: bytes) -> Event | None:
         or not isinstance(event.get("t"), int | float)
     ):
         return None
-    return {key: value if key in _TEXT else _from_json(value) for key, value in event.items()}
+    # Most values are numbers, and a log may have a hundred thousand lines.
+    for key, value in event.items():
+        if isinstance(value, str | dict) and key not in _TEXT:
+            event[key] = _from_json(value)
+    return event
 
 
-def tail(path: Path | str, offset: int = 0) -> tuple[list[Event], int]:
+def tail(path: Path | str, offset: int = 0, *, max_bytes: int | None = None) -> tuple[list[Event], int]:
     """The events whose lines are complete after byte `offset`, and the offset for the next call.
 
     A missing file has no events. A file shorter than `offset` was replaced: it is read from its start, which the
-    caller sees by a new offset below the old one plus what it got.
+    caller sees by a new offset below the old one plus what it got. `max_bytes` reads a large file in parts, each of
+    at least one line.
     """
     try:
         with open(path, "rb") as file:
             if file.seek(0, os.SEEK_END) < offset:
                 offset = 0
             file.seek(offset)
-            data = file.read()
+            data = file.read(-1 if max_bytes is None else max_bytes)
+            if max_bytes is not None and len(data) == max_bytes:
+                data += file.readline()
     except OSError:
         return [], offset
     complete = data.rfind(b"\n") + 1

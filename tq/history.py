@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,12 @@ class Point(NamedTuple):
     lr: float
     img_s: float
     flip_rate: float
+    p_min: float
+    p_mean: float
+    p_max: float
+    portion: float
+    t: float
+    """seconds of work since the run began: the time between a stop and a resume is left out"""
     n: int = 1
 
 
@@ -41,6 +47,24 @@ class Eval(NamedTuple):
     split: str
     loss: float
     acc: float
+    t: float = math.nan
+    """seconds of work, as of a Point"""
+
+
+class LayerFigures(NamedTuple):
+    """What is known of one layer; NaN where the log does not say."""
+
+    bits: float = math.nan
+    act_bits: float = math.nan
+    bytes: float = math.nan
+    scale: float = math.nan
+    """mean of the weight scales"""
+    flips: float = math.nan
+    """share of the weights whose code changed, 0 to 1"""
+    oscillating: float = math.nan
+    """share of the weights that go to and fro between two codes, 0 to 1"""
+    sqnr_db: float = math.nan
+    """signal-to-quantization-noise ratio in dB"""
 
 
 class Alert(NamedTuple):
@@ -65,6 +89,12 @@ class RunState:
     lr: float = math.nan
     img_s: float = math.nan
     flip_rate: float = math.nan
+    p_min: float = math.nan
+    p_mean: float = math.nan
+    p_max: float = math.nan
+    portion: float = math.nan
+    nan_step: int = 0
+    """the first step with a loss that is no number; 0: there is none"""
     phase: str = ""
     phase_t: float = 0.0
     """when the phase began, unix seconds"""
@@ -77,6 +107,11 @@ class RunState:
     packed_bytes: float = 0
     layers: dict[str, float] = field(default_factory=dict)
     """bits by layer name"""
+    layer_figures: dict[str, LayerFigures] = field(default_factory=dict)
+    figures_step: int = 0
+    """the step that they were taken at"""
+    phases: dict[str, float] = field(default_factory=dict)
+    """seconds spent in each phase that has ended, in the order of their first beginning"""
     sys: dict[str, Any] = field(default_factory=dict)
     """the last `sys` event's fields"""
     checkpoint_step: int = 0
@@ -93,6 +128,8 @@ class RunState:
     points: tuple[Point, ...] = ()
     evals: tuple[Eval, ...] = ()
     alerts: tuple[Alert, ...] = ()
+    replayed: float = 1.0
+    """the share of the log that has been read so far, 0 to 1"""
 
     @property
     def total_steps(self) -> int:
@@ -109,6 +146,10 @@ class RunState:
         return self.float_bytes / self.packed_bytes if self.packed_bytes else math.nan
 
 
+# Those of a step event, in Point's order.
+_STEP_FIELDS = Point._fields[: Point._fields.index("t")]
+
+
 class History:
     """Reduces events, in order, to a RunState."""
 
@@ -121,11 +162,15 @@ class History:
         self._alerts: deque[Alert] = deque(maxlen=200)
         # (t, step) of the last two minutes or so: what the time still to go is judged from.
         self._pace: deque[tuple[float, float]] = deque(maxlen=600)
+        # Time of the event before this one, and what lay between a trainer's last word and the next one's first.
+        self._before = 0.0
+        self._paused_s = 0.0
 
     def feed(self, new: Iterable[Event]) -> None:
         """Take in events. Unknown kinds are ignored; a field that is missing or of a wrong type reads as NaN or 0."""
         for event in new:
             t = event["t"]
+            self._before = self._now["updated"]
             self._now["started"] = self._now["started"] or t
             self._now["updated"] = max(t, self._now["updated"])
             take = getattr(self, "_on_" + event["k"], None)
@@ -140,12 +185,32 @@ class History:
                 best, last = max(one.acc, best) if best == best else one.acc, one.acc
         own = {"best_acc": best, "last_acc": last, "eta_s": self._eta(), "points": tuple(self._points)}
         evals = tuple(one for _, one in self._evals)
-        return RunState(**{**self._now, **own, "evals": evals, "alerts": tuple(self._alerts)})
+        phases = dict(self._now["phases"])
+        return RunState(**{**self._now, **own, "evals": evals, "alerts": tuple(self._alerts), "phases": phases})
 
     def _set(self, **fields: Any) -> None:
         self._now.update(fields)
 
+    def _end_phase(self, t: float) -> None:
+        """Count the phase under way, up to `t`."""
+        phase, since = self._now["phase"], self._now["phase_t"]
+        if phase and not self._now["end"]:
+            self._now["phases"][phase] = self._now["phases"].get(phase, 0.0) + max(0.0, t - since)
+
+    def _on_trainer(self, t: float) -> None:
+        """A trainer says its first word: nothing happened since the one before said its last."""
+        self._end_phase(self._before)
+        self._paused_s += max(0.0, t - self._before) if self._before else 0.0
+
+    def _worked_s(self, t: float) -> float:
+        return max(0.0, t - self._now["started"] - self._paused_s)
+
     def _on_start(self, event: Event) -> None:
+        # The trainer reads its data before it knows how many steps there will be.
+        if self._now["phase"] == "data" and not self._now["end"]:
+            self._end_phase(event["t"])
+        else:
+            self._on_trainer(event["t"])
         since = int(number(events.resumed_from(event), 0))
         # Points from before the checkpoint stay; what the run did after it is being done again.
         self._points = [p for p in self._points if p.step <= since]
@@ -156,6 +221,7 @@ class History:
             epochs=_int(event, "epochs") or self._now["epochs"],
             steps_per_epoch=_int(event, "steps_per_epoch") or self._now["steps_per_epoch"],
             resumed_from=since,
+            nan_step=self._now["nan_step"] if self._now["nan_step"] <= since else 0,
             step=since,
             epoch=int(last.epoch) if last else 0,
             phase="",
@@ -170,14 +236,23 @@ class History:
         name = str(event.get("name", ""))
         if name == "compile":
             self._pace.clear()
+        if name == "data":
+            self._on_trainer(event["t"])
+            self._set(end="")
+        else:
+            self._end_phase(event["t"])
         self._set(phase=name, phase_t=event["t"], stage=name if name in ("float", "train") else self._now["stage"])
 
     def _on_step(self, event: Event) -> None:
-        values = [number(event.get(key)) for key in Point._fields[:-1]]
+        given = map(event.get, _STEP_FIELDS)
+        # The type first: this is the line that a long log is read through.
+        values = [value if type(value) is float else number(value) for value in given]
         if not math.isfinite(values[0]):
             return
-        point = Point._make([*values, 1])
+        point = Point._make([*values, self._worked_s(event["t"]), 1])
         self._add(point)
+        if "loss" in event and not math.isfinite(point.loss) and not self._now["nan_step"]:
+            self._set(nan_step=int(point.step))
         self._pace.append((event["t"], point.step))
         self._set(
             step=int(point.step),
@@ -187,6 +262,10 @@ class History:
             lr=point.lr,
             img_s=point.img_s,
             flip_rate=point.flip_rate,
+            p_min=point.p_min,
+            p_mean=point.p_mean,
+            p_max=point.p_max,
+            portion=point.portion,
         )
 
     def _on_eval(self, event: Event) -> None:
@@ -196,6 +275,7 @@ class History:
             split=str(event.get("split", "test")),
             loss=number(event.get("loss")),
             acc=number(event.get("acc")),
+            t=self._worked_s(event["t"]),
         )
         self._evals.append((self._now["stage"], one))
 
@@ -206,6 +286,17 @@ class History:
             packed_bytes=number(event.get("packed_bytes"), 0),
             layers=dict(layers) if isinstance(layers, dict) else {},
         )
+
+    def _on_layers(self, event: Event) -> None:
+        layers = event.get("layers")
+        if not isinstance(layers, dict):
+            return
+        figures = {
+            name: LayerFigures(*(number(values.get(key)) for key in LayerFigures._fields))
+            for name, values in layers.items()
+            if isinstance(values, dict)
+        }
+        self._set(layer_figures=figures, figures_step=_int(event, "step") or self._now["step"])
 
     def _on_sys(self, event: Event) -> None:
         self._set(sys={k: v for k, v in event.items() if k not in ("t", "k")})
@@ -219,6 +310,7 @@ class History:
 
     def _on_end(self, event: Event) -> None:
         summary = event.get("summary")
+        self._end_phase(event["t"])
         self._set(
             end=str(event.get("status") or "error"),
             error=str(event.get("error") or ""),
@@ -260,17 +352,31 @@ class Follower:
         self._history = History()
         self._state = RunState()
 
-    def poll(self) -> RunState:
-        """Read what is new. Returns the very same object where nothing is."""
-        new, offset = events.tail(self.path, self._offset)
+    def poll(self, *, max_bytes: int | None = None) -> RunState:
+        """Read what is new. Returns the very same object where nothing is.
+
+        With `max_bytes` a large log is read in parts, one a call, until the state's `replayed` is 1.
+        """
+        new, offset = events.tail(self.path, self._offset, max_bytes=max_bytes)
         if offset < self._offset:
             # The file was replaced by a shorter one, which tail has read from its start.
             self._history = History()
+        partly = max_bytes is not None and offset - self._offset >= max_bytes
         self._offset = offset
         if new:
             self._history.feed(new)
-            self._state = self._history.snapshot()
+            share = self._share() if partly else 1.0
+            self._state = replace(self._history.snapshot(), replayed=share)
+        elif self._state.replayed < 1 and not partly:
+            self._state = replace(self._state, replayed=1.0)
         return self._state
+
+    def _share(self) -> float:
+        try:
+            size = self.path.stat().st_size
+        except OSError:
+            return 1.0
+        return min(1.0, self._offset / size) if size else 1.0
 
 
 def read(run: Path) -> RunState:
