@@ -139,28 +139,21 @@ def decode(line: bytes) -> Event | None:
         or not isinstance(event.get("t"), int | float)
     ):
         return None
-    # Most values are numbers, and a log may have a hundred thousand lines.
-    for key, value in event.items():
-        if isinstance(value, str | dict) and key not in _TEXT:
-            event[key] = _from_json(value)
-    return event
+    return {key: value if key in _TEXT else _from_json(value) for key, value in event.items()}
 
 
-def tail(path: Path | str, offset: int = 0, *, max_bytes: int | None = None) -> tuple[list[Event], int]:
+def tail(path: Path | str, offset: int = 0) -> tuple[list[Event], int]:
     """The events whose lines are complete after byte `offset`, and the offset for the next call.
 
     A missing file has no events. A file shorter than `offset` was replaced: it is read from its start, which the
-    caller sees by a new offset below the old one plus what it got. `max_bytes` reads a large file in parts, each of
-    at least one line.
+    caller sees by a new offset below the old one plus what it got.
     """
     try:
         with open(path, "rb") as file:
             if file.seek(0, os.SEEK_END) < offset:
                 offset = 0
             file.seek(offset)
-            data = file.read(-1 if max_bytes is None else max_bytes)
-            if max_bytes is not None and len(data) == max_bytes:
-                data += file.readline()
+            data = file.read()
     except OSError:
         return [], offset
     complete = data.rfind(b"\n") + 1

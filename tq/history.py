@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,6 +49,8 @@ class Eval(NamedTuple):
     acc: float
     t: float = math.nan
     """seconds of work, as of a Point"""
+    stage: str = ""
+    """float or train, as RunState's"""
 
 
 class LayerFigures(NamedTuple):
@@ -128,8 +130,6 @@ class RunState:
     points: tuple[Point, ...] = ()
     evals: tuple[Eval, ...] = ()
     alerts: tuple[Alert, ...] = ()
-    replayed: float = 1.0
-    """the share of the log that has been read so far, 0 to 1"""
 
     @property
     def total_steps(self) -> int:
@@ -158,7 +158,7 @@ class History:
         self._now: dict[str, Any] = vars(RunState()).copy()
         self._points: list[Point] = []
         self._stride = 1.0
-        self._evals: list[tuple[str, Eval]] = []
+        self._evals: list[Eval] = []
         self._alerts: deque[Alert] = deque(maxlen=200)
         # (t, step) of the last two minutes or so: what the time still to go is judged from.
         self._pace: deque[tuple[float, float]] = deque(maxlen=600)
@@ -180,13 +180,12 @@ class History:
     def snapshot(self) -> RunState:
         """The state so far, immutable."""
         best, last = math.nan, math.nan
-        for stage, one in self._evals:
-            if stage == self._now["stage"] and one.split != "train" and math.isfinite(one.acc):
+        for one in self._evals:
+            if one.stage == self._now["stage"] and one.split != "train" and math.isfinite(one.acc):
                 best, last = max(one.acc, best) if best == best else one.acc, one.acc
         own = {"best_acc": best, "last_acc": last, "eta_s": self._eta(), "points": tuple(self._points)}
-        evals = tuple(one for _, one in self._evals)
-        phases = dict(self._now["phases"])
-        return RunState(**{**self._now, **own, "evals": evals, "alerts": tuple(self._alerts), "phases": phases})
+        copies = {"evals": tuple(self._evals), "alerts": tuple(self._alerts), "phases": dict(self._now["phases"])}
+        return RunState(**{**self._now, **own, **copies})
 
     def _set(self, **fields: Any) -> None:
         self._now.update(fields)
@@ -214,7 +213,7 @@ class History:
         since = int(number(events.resumed_from(event), 0))
         # Points from before the checkpoint stay; what the run did after it is being done again.
         self._points = [p for p in self._points if p.step <= since]
-        self._evals = [(s, e) for s, e in self._evals if e.step <= since]
+        self._evals = [e for e in self._evals if e.step <= since]
         self._pace.clear()
         last = self._points[-1] if self._points else None
         self._set(
@@ -244,9 +243,7 @@ class History:
         self._set(phase=name, phase_t=event["t"], stage=name if name in ("float", "train") else self._now["stage"])
 
     def _on_step(self, event: Event) -> None:
-        given = map(event.get, _STEP_FIELDS)
-        # The type first: this is the line that a long log is read through.
-        values = [value if type(value) is float else number(value) for value in given]
+        values = [number(event.get(key)) for key in _STEP_FIELDS]
         if not math.isfinite(values[0]):
             return
         point = Point._make([*values, self._worked_s(event["t"]), 1])
@@ -276,8 +273,9 @@ class History:
             loss=number(event.get("loss")),
             acc=number(event.get("acc")),
             t=self._worked_s(event["t"]),
+            stage=self._now["stage"],
         )
-        self._evals.append((self._now["stage"], one))
+        self._evals.append(one)
 
     def _on_size(self, event: Event) -> None:
         layers = event.get("layers")
@@ -352,31 +350,17 @@ class Follower:
         self._history = History()
         self._state = RunState()
 
-    def poll(self, *, max_bytes: int | None = None) -> RunState:
-        """Read what is new. Returns the very same object where nothing is.
-
-        With `max_bytes` a large log is read in parts, one a call, until the state's `replayed` is 1.
-        """
-        new, offset = events.tail(self.path, self._offset, max_bytes=max_bytes)
+    def poll(self) -> RunState:
+        """Read what is new. Returns the very same object where nothing is."""
+        new, offset = events.tail(self.path, self._offset)
         if offset < self._offset:
             # The file was replaced by a shorter one, which tail has read from its start.
             self._history = History()
-        partly = max_bytes is not None and offset - self._offset >= max_bytes
         self._offset = offset
         if new:
             self._history.feed(new)
-            share = self._share() if partly else 1.0
-            self._state = replace(self._history.snapshot(), replayed=share)
-        elif self._state.replayed < 1 and not partly:
-            self._state = replace(self._state, replayed=1.0)
+            self._state = self._history.snapshot()
         return self._state
-
-    def _share(self) -> float:
-        try:
-            size = self.path.stat().st_size
-        except OSError:
-            return 1.0
-        return min(1.0, self._offset / size) if size else 1.0
 
 
 def read(run: Path) -> RunState:
