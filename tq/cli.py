@@ -61,6 +61,8 @@ class Train(Unchecked, TrainConfig, Output):
     """go on with this run (id, path, a piece of the id, or "last"); its own settings apply"""
     detach: bool = False
     """start in the background and return; watch it with `tq tui`"""
+    queue: bool = False
+    """add to the queue of its device instead, which works on one run at a time; see `tq queue`"""
     show: Literal["auto", "dashboard", "progress", "nothing"] = "progress"
     """dashboard: train in the background and open the dashboard on it; auto: that on a terminal, else progress"""
     runs: Path = Path("runs")
@@ -256,6 +258,28 @@ class Runs(Output):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queue(Output):
+    """Runs that are started one after the other, one at a time per device: list, add, cancel, move, start, stop.
+
+    $ tq train --scheme w4a4 --queue
+    $ tq queue
+    $ tq queue add RUN
+    $ tq queue move ENTRY 1
+    $ tq queue stop
+    """
+
+    action: Positional[Literal["list", "add", "cancel", "move", "start", "stop", "work"]] = "list"
+    """add: stopped, failed or crashed runs, to be resumed; cancel: take entries out; move: an entry to a place (1 is
+    next); start: a runner in the background; stop: pause it, the current run with a checkpoint; work: be the runner"""
+    names: Positional[tuple[str, ...]] = ()
+    """entries or runs: id, or a piece of it"""
+    device: str | None = None
+    """auto, cpu, cuda or cuda:N; default: auto, in a list all"""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plot(Output):
     """Loss, accuracy and accuracy against size of runs, as PNG or SVG.
 
@@ -295,6 +319,7 @@ COMMANDS: dict[str, type[Output]] = {
     "export": Export,
     "bench": Bench,
     "runs": Runs,
+    "queue": Queue,
     "plot": Plot,
     "tui": Tui,
 }

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from tq import history, runs
+from tq import history, queue, runs
 from tq.cli import Train, explicit
 from tq.commands.output import print_result, size
 from tq.config import TrainConfig, from_dict, to_dict
@@ -25,6 +25,8 @@ def train(flags: Train, argv: list[str]) -> int:
     dashboard = flags.show == "dashboard" or (flags.show == "auto" and interactive)
     if dashboard and not interactive:
         raise ValueError("the dashboard needs a terminal; use --show progress or --detach")
+    if flags.queue:
+        return _enqueue(flags)
     if flags.detach or dashboard:
         path = _launch(flags)
         if dashboard:
@@ -89,14 +91,37 @@ def _launch(flags: Train) -> Path:
             raise ValueError("--out does not go with a detached --resume; the file will be in the run's directory")
         return runs.resume(_resumable(flags))
     config = flags.settings(TrainConfig)
+    return runs.launch(_argv(config, flags.out), root=flags.runs, name=_name(config))
+
+
+def _enqueue(flags: Train) -> int:
+    """--queue: append to the queue of the run's device and see to it that somebody works it off."""
+    if flags.detach or flags.run_dir:
+        raise ValueError(f"--queue starts the run later; drop --{'detach' if flags.detach else 'run-dir'}")
+    if flags.resume is not None:
+        if given := explicit(flags):
+            raise ValueError(f"--resume goes on with the run's own settings; drop --{given[0].replace('_', '-')}")
+        path = _resumable(flags)
+        config = runs.manifest(path).get("config", {})
+        name, device = runs.manifest(path).get("name", path.name), config.get("device", "auto")
+        argv = ["train", "--resume", path.name]
+    else:
+        settings = flags.settings(TrainConfig)
+        name, device, argv = _name(settings), settings.device, _argv(settings, flags.out)
+    entry = queue.add(flags.runs, argv, name=name, device=device, start=True)
+    result = {"entry": entry.id, "name": entry.name, "device": entry.device}
+    print_result(result, flags, lambda r: f"{entry.id}: {entry.name} waits for {entry.device}; see: tq queue")
+    return 0
+
+
+def _argv(config: TrainConfig, out: Path | None) -> list[str]:
+    """The command line of a run in the background."""
     argv = ["train", "--show", "progress"]
     default = to_dict(TrainConfig())
     for name, value in to_dict(config).items():
         if value != default[name]:
             argv += _flag(name, value)
-    if flags.out is not None:
-        argv += ["--out", str(flags.out)]
-    return runs.launch(argv, root=flags.runs, name=_name(config))
+    return argv + (["--out", str(out)] if out is not None else [])
 
 
 def _flag(name: str, value: Any) -> list[str]:
