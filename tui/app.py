@@ -80,6 +80,7 @@ class TqApp(App[None]):
         self.root = Path(root).absolute()
         self.shown_root = str(root)
         self.clock = clock
+        self.readonly = ""
         self.snapshot = Snapshot(now=clock())
         self._first_run = run.absolute() if run else None
         self._polled = asyncio.Event()
@@ -143,14 +144,20 @@ class TqApp(App[None]):
 
         self.push_screen(RunScreen(path))
 
-    def open_form(self, values: dict[str, Any] | None = None) -> None:
-        """Show the form for a new run, filled with `values` of an older one's config."""
+    def open_form(self, values: dict[str, Any] | None = None, *, kind: str = "train") -> None:
+        """Show the form for a new run, a quantize or a bench, filled with `values` (of an older run's config)."""
         from tui.new_run import NewRunScreen
 
-        self.push_screen(NewRunScreen(values or {}))
+        self.push_screen(NewRunScreen(values or {}, kind=kind))
 
-    def stop_run(self, run: RunView) -> None:
-        """Ask, then stop gracefully; where that was asked before and has not helped, offer to kill."""
+    def open_queue(self) -> None:
+        """Show the queue, and what quantize, bench and inspect are at or have found."""
+        from tui.queue_screen import QueueScreen
+
+        self.push_screen(QueueScreen())
+
+    def stop_run(self, run: RunView, *, kill: bool = False) -> None:
+        """Ask, then stop gracefully; with `kill`, or where that was asked before and has not helped, offer to kill."""
         if run.status.state != "live":
             self.notify(f"{run.name} is not running ({run.word})", severity="warning", markup=False)
             return
@@ -158,6 +165,9 @@ class TqApp(App[None]):
         if asked is not None and self.clock() - asked >= PATIENCE_S:
             ago = runs.duration(self.clock() - asked)
             text = f"It was asked to stop {ago} ago. Killing loses what came after the last checkpoint."
+            dialog, act = Confirm(f"Kill {run.name} {run.tag}?", text, yes="Kill", danger=True), runs.kill
+        elif kill:
+            text = "It ends at once. What came after its last checkpoint is lost."
             dialog, act = Confirm(f"Kill {run.name} {run.tag}?", text, yes="Kill", danger=True), runs.kill
         else:
             text = "It finishes its step, writes a checkpoint and ends. It can be resumed later."

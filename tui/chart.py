@@ -35,7 +35,7 @@ class Chart(PlotextPlot):
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)
         self._asked: Picture | None = None
-        self._drawn: object = None
+        self._drawn: tuple[Picture, int, int, str] | None = None
 
     def on_resize(self) -> None:
         """The ticks depend on the size: draw again what was asked for, not only at the next snapshot."""
@@ -58,10 +58,10 @@ class Chart(PlotextPlot):
         """Draw. Nothing happens when neither picture, size nor theme has changed."""
         self._asked = picture
         width, height = self.content_size
+        drawn, self._drawn = self._drawn, (picture, width, height, self.app.theme)
         # By identity: the caller makes a new picture only when something in it is new.
-        if self._drawn == (id(picture), width, height, self.app.theme) or width < 12 or height < 3:
+        if width < 12 or height < 3 or (drawn and drawn[0] is picture and drawn[1:] == self._drawn[1:]):
             return
-        self._drawn = id(picture), width, height, self.app.theme
         self.border_title, self.border_subtitle = _legend(picture), _below(picture)
         plt = self.plt
         plt.clear_figure()
@@ -109,7 +109,10 @@ class Chart(PlotextPlot):
 def _legend(picture: Picture) -> Content:
     parts: list[Content | tuple[str, str]] = [Content.styled(picture.title, "bold")]
     for curve in picture.curves:
-        parts += [("  • " if curve.dots else "  ━ ", f"${curve.tone}"), (curve.label, "$muted")]
+        if curve.label:
+            parts += [("  • " if curve.dots else "  ━ ", f"${curve.tone}"), (curve.label, "$muted")]
+        if curve.best is not None:
+            parts += [("  ★ ", "$success"), f"{curve.best[1]:.4g}"]
     return Content.assemble(*parts)
 
 

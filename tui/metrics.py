@@ -25,8 +25,8 @@ class Metric:
 
 
 METRICS = (
-    Metric("loss", "loss", {"training": lambda p: p.loss}, lambda e: e.loss, min),
-    Metric("accuracy", "accuracy %", {"training": lambda p: p.acc}, lambda e: e.acc, max),
+    Metric("loss", "loss", {"train": lambda p: p.loss}, lambda e: e.loss, min),
+    Metric("accuracy", "accuracy %", {"train": lambda p: p.acc}, lambda e: e.acc, max),
     Metric("lr", "learning rate", {"": lambda p: p.lr}),
     Metric("speed", "images/s", {"": lambda p: p.img_s}),
     Metric("flips", "flips %", {"": lambda p: 100 * p.flip_rate}),
@@ -35,7 +35,7 @@ METRICS = (
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
 # One curve is bright; of several the middle one.
-_TONES = {"training": "primary-darken-2", "min": "primary-darken-2", "max": "primary-darken-2"}
+_TONES = {"train": "primary-darken-2", "min": "primary-darken-2", "max": "primary-darken-2"}
 
 
 @dataclass(frozen=True)
@@ -130,5 +130,4 @@ def _evaluations(state: RunState, metric: Metric, on: Axis, *, seconds: bool) ->
     # An accuracy of the float epochs before is no measure for the quantized ones.
     rivals = [(y, x) for e, x, y in zip(evals, xs, ys, strict=True) if math.isfinite(y) and e.stage == state.stage]
     best = metric.best(rivals, key=lambda pair: pair[0]) if rivals else None
-    label = "evaluation" if best is None else f"evaluation, best {best[0]:.4g}"
-    return Curve(label, "accent", xs, ys, dots=True, best=(best[1], best[0]) if best else None)
+    return Curve("eval", "accent", xs, ys, dots=True, best=(best[1], best[0]) if best else None)

@@ -136,11 +136,14 @@ def _way_on(run: RunView) -> Content:
     ))
 
 
-def waiting(run: RunView, width: int) -> Content:
+def gone(run: RunView) -> tuple[str, Content]:
+    """A run whose directory went while it was open: what was last known stays on the screen."""
+    text = f"{run.path} is gone: it was deleted or moved while it was open"
+    return "error", Content.assemble((text, "bold"), ("\nbelow is what was last known; esc goes back to the list", "$muted"))
+
+
+def waiting(run: RunView) -> Content:
     """What to say while there is no curve: what it is busy with, and the phases so far with their time."""
-    if run.state.replayed < 1:
-        done = bar(run.state.replayed, 30)
-        return Content.assemble(("reading the log", "bold"), f"\n{done:<30} {100 * run.state.replayed:.0f}%")
     if not run.status.live:
         return Content.styled("no step was logged", "$muted")
     doing = BUSY.get(run.state.phase, state.clean(run.state.phase) or "the trainer is starting")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 from textual.content import Content
 from textual.screen import Screen
 
+from tui.keys import Keyed
 from tui.state import Snapshot
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 WIDE = 110
 
 
-class TqScreen(Screen[None]):
+class TqScreen(Keyed, Screen[None]):
     """A full screen that draws snapshots."""
 
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012

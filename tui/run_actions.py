@@ -1,0 +1,146 @@
+"""What can be done with a run, once for the list's chosen run and for the run's own screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tq import queue
+from tui.keys import Key
+from tui.state import RunView
+
+if TYPE_CHECKING:
+    from tui.app import TqApp
+
+
+def _why_not(reason: Callable[[RunView], str]) -> Callable[[Any], str]:
+    """A Key's `why_not` from a reason that looks only at the chosen run."""
+
+    def ask(screen: RunActions) -> str:
+        run = screen.chosen()
+        return reason(run) if run else "there is no run to do it with"
+
+    return ask
+
+
+def _not_live(run: RunView) -> str:
+    return "" if run.status.state == "live" else f"{run.name} is not running ({run.word})"
+
+
+def _not_resumable(run: RunView) -> str:
+    if run.status.resumable:
+        return ""
+    return f"{run.name} is still running" if run.status.live else f"{run.name} cannot be resumed ({run.word})"
+
+
+def _no_file(run: RunView) -> str:
+    return "" if run.status.state == "done" else f"{run.name} writes its file at the end ({run.word})"
+
+
+def _no_packed_file(run: RunView) -> str:
+    if run.config.get("scheme") == "float":
+        return f"{run.name} is a float network; z quantizes it"
+    return _no_file(run)
+
+
+def _not_float(run: RunView) -> str:
+    if run.config.get("scheme") != "float":
+        return f"{run.name} is quantized already; z takes the file of a float run"
+    return _no_file(run)
+
+
+def _no_settings(run: RunView) -> str:
+    return "" if run.config else f"{run.name} has no settings to take over (run.json is missing or damaged)"
+
+
+RUN_KEYS = (
+    Key("s", "stop", "Stop", "stop after a checkpoint", group="Run", acts=True, why_not=_why_not(_not_live)),
+    Key("k", "kill", "", "kill: end it at once", group="Run", acts=True, why_not=_why_not(_not_live)),
+    Key(
+        "r", "resume", "Resume", "go on from the checkpoint", group="Run", acts=True, why_not=_why_not(_not_resumable)
+    ),
+    Key("e", "enqueue", "", "resume it later: put it in the queue", "Run", acts=True, why_not=_why_not(_not_resumable)),
+    Key("d", "duplicate", "Duplicate", "new run with these settings", group="Run", why_not=_why_not(_no_settings)),
+    Key("i", "inspect", "", "inspect the file: where its bytes go", group="Run", why_not=_why_not(_no_file)),
+    Key("b", "bench", "", "how fast it is beside float", group="Run", acts=True, why_not=_why_not(_no_packed_file)),
+    Key("z", "quantize", "", "quantize a float run", group="Run", acts=True, why_not=_why_not(_not_float)),
+    Key("u", "queue", "Queue", "the queue, and what quantize, bench and inspect found"),
+)
+
+
+class RunActions:
+    """Mixin of a TqScreen; the screen says which run is meant. Its KEYS take in RUN_KEYS."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def tq(self) -> TqApp: ...
+
+    def chosen(self) -> RunView | None:
+        """The run that the keys act on."""
+        raise NotImplementedError
+
+    def action_stop(self) -> None:
+        """Ask, then stop it; where that was asked before and has not helped, offer to kill."""
+        self.tq.stop_run(self._run())
+
+    def action_kill(self) -> None:
+        """Ask, then kill it."""
+        self.tq.stop_run(self._run(), kill=True)
+
+    def action_resume(self) -> None:
+        """Start a trainer that takes it up."""
+        self.tq.resume_run(self._run())
+
+    def action_enqueue(self) -> None:
+        """Have it resumed when its device is free."""
+        run = self._run()
+        self.tq.run_worker(partial(self._enqueue, run), thread=True, exit_on_error=False)
+
+    def action_duplicate(self) -> None:
+        """The form, filled with its settings."""
+        self.tq.open_form(self._run().config)
+
+    def action_inspect(self) -> None:
+        """Where the bytes of its file go."""
+        from tui.job_screen import start_job
+
+        run = self._run()
+        start_job(self.tq, ["inspect", str(run.path)], title=f"{run.name} {run.tag}", run=run.path.name)
+
+    def action_bench(self) -> None:
+        """The form of `tq bench`, filled with its file."""
+        self.tq.open_form({"file": str(self._run().path)}, kind="bench")
+
+    def action_quantize(self) -> None:
+        """The form of `tq quantize`, filled with its file."""
+        self.tq.open_form({"file": str(self._run().path)}, kind="quantize")
+
+    def action_queue(self) -> None:
+        """The queue and the jobs."""
+        self.tq.open_queue()
+
+    def _run(self) -> RunView:
+        """The chosen run; the keys are not usable without one."""
+        run = self.chosen()
+        assert run is not None
+        return run
+
+    def _enqueue(self, run: RunView) -> None:
+        """In a worker's thread."""
+        app = self.tq
+        try:
+            entry = queue.add(
+                run.path.parent,
+                ["train", "--resume", str(run.path)],
+                name=run.name,
+                device=str(run.config.get("device", "auto")),
+                start=True,
+            )
+        except (ValueError, OSError) as error:
+            app.call_from_thread(app.notify, str(error), severity="error", markup=False)
+        else:
+            said = f"{run.name} {run.tag} waits for {entry.device}; u shows the queue"
+            app.call_from_thread(app.notify, said, markup=False)
+
