@@ -59,7 +59,6 @@ def layers(s: RunState, width: int) -> Content:
     bars = [c for c in kept if c.bar]
     room = width - name_width - sum(c.width + 2 for c in kept)
     bar_width = columns(room, len(bars)) - 1
-    # Bits alone: their bar is better than an empty half of the line.
     lines = [_heading(kept, name_width, bar_width)]
     most = {c.title: max((v for one in figures.values() if math.isfinite(v := c.value(one))), default=0) for c in bars}
     for name, one in figures.items():
@@ -101,8 +100,7 @@ def _heading(kept: Sequence[Column], name_width: int, bar_width: int) -> Content
 def _line(
     name: str, one: LayerFigures, kept: Sequence[Column], most: dict[str, float], name_width: int, bar_width: int
 ) -> Content:
-    short = name if len(name) <= name_width else "…" + name[1 - name_width :]
-    parts: list[str | tuple[str, str]] = [f"{short:<{name_width}}"]
+    parts: list[str | tuple[str, str]] = [f"{short(name, name_width):<{name_width}}"]
     for c in kept:
         words = c.text(one)
         style = "$muted" if words == "-" else "" if c.title != "bits" or words == "float" else f"bold ${c.tone}"
@@ -111,6 +109,11 @@ def _line(
             share = c.value(one) / most[c.title] if most[c.title] > 0 else math.nan
             parts.append((f" {padded(share, bar_width)}", f"${c.tone}"))
     return Content.assemble(*parts)
+
+
+def short(name: str, width: int) -> str:
+    """A long name by its end, which tells layers apart."""
+    return name if len(name) <= width else "…" + name[1 - width :]
 
 
 def _or_dash(value: float, write: Callable[[float], str]) -> str:

@@ -95,8 +95,8 @@ def axis(state: RunState, x: X) -> Axis:
     return Axis("epochs" if epochs else "steps", scale, 0.0, last, planned)
 
 
-def picture(state: RunState, metric: Metric, view: View, *, title: str = "") -> Picture:
-    """The picture of one metric; `title` stands for the metric's own."""
+def picture(state: RunState, metric: Metric, view: View, *, place: str = "") -> Picture:
+    """The picture of one metric; `place` says which of how many it is."""
     on = axis(state, view.x)
     seconds = view.x == "time"
     low, high = (on.first, on.planned) if view.window is None else view.window.within(on.first, on.last)
@@ -111,14 +111,14 @@ def picture(state: RunState, metric: Metric, view: View, *, title: str = "") -> 
     if metric.evals:
         lines.append(_evaluations(state, metric, on, seconds=seconds))
     return Picture(
-        title=title or metric.title,
+        title=metric.title,
         curves=tuple(lines),
         x_low=low,
         x_high=high,
         x_label=on.label,
         whole=on.label == "epochs" and high - low >= 3,
         log=metric.name in view.log,
-        note=f"smoothed over {100 * share:g}%" if share else "",
+        note=" · ".join(filter(None, (place, f"smoothed {100 * share:g}%" if share else ""))),
     )
 
 

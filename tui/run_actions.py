@@ -111,11 +111,11 @@ class RunActions:
 
     def action_bench(self) -> None:
         """The form of `tq bench`, filled with its file."""
-        self.tq.open_form({"file": str(self._run().path)}, kind="bench")
+        self.tq.open_form({"file": self._file()}, kind="bench")
 
     def action_quantize(self) -> None:
         """The form of `tq quantize`, filled with its file."""
-        self.tq.open_form({"file": str(self._run().path)}, kind="quantize")
+        self.tq.open_form({"file": self._file()}, kind="quantize")
 
     def action_queue(self) -> None:
         """The queue and the jobs."""
@@ -126,6 +126,11 @@ class RunActions:
         run = self.chosen()
         assert run is not None
         return run
+
+    def _file(self) -> str:
+        """The run as a command takes it: by its id where it lies under the dashboard's root."""
+        path = self._run().path
+        return path.name if path.parent == self.tq.root else str(path)
 
     def _enqueue(self, run: RunView) -> None:
         """In a worker's thread."""

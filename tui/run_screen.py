@@ -30,10 +30,12 @@ TWO_ROWS, THREE_COLUMNS = 24, 150
 
 
 def _nothing_found(screen: RunScreen) -> str:
-    if not screen.search.needle:
-        return "nothing is searched for; / starts a search"
     lines = screen.run.output if screen.run else ()
-    return "" if screen.search.matches(lines) else f"no line has {screen.search.needle!r}"
+    return f"no line has {screen.search.needle!r}" if screen.search.needle and not screen.search.matches(lines) else ""
+
+
+def _no_search(screen: RunScreen) -> str:
+    return _nothing_found(screen) if screen.search.needle else "nothing is searched for; / starts a search"
 
 
 def _no_window(screen: RunScreen) -> str:
@@ -66,8 +68,8 @@ class RunScreen(RunActions, TqScreen):
         Key("shift+tab", "panel(-1)", "", "previous panel", "Panel"),
         Key("f", "full", "Full", "the panel alone", "Panel"),
         Key("slash", "search", "Search", "search in the log", "Panel"),
-        Key("n", "match(1)", "", "next match of the search", "Panel", why_not=_nothing_found),
-        Key("N", "match(-1)", "", "previous match", "Panel", why_not=_nothing_found),
+        Key("n", "next", "", "next match of the search; without one a new run", "Panel", why_not=_nothing_found),
+        Key("N", "match(-1)", "", "previous match", "Panel", why_not=_no_search),
     )
 
     def __init__(self, path: Path) -> None:
@@ -223,6 +225,13 @@ class RunScreen(RunActions, TqScreen):
         box.focus()
         self.redraw()
 
+    def action_next(self) -> None:
+        """The next match; with nothing searched for n means what it means everywhere: a new run."""
+        if self.search.needle:
+            self.action_match(1)
+        else:
+            self.tq.open_form()
+
     def action_match(self, by: int) -> None:
         """To another match; they go from the newest line upwards, as the log is read from its end."""
         if self.run:
@@ -314,8 +323,7 @@ class RunScreen(RunActions, TqScreen):
         old = self._pictures.get(metric.name)
         if old is not None and old[0] is state and old[1] == self.view:
             return old[2]
-        title = f"{metric.title} {known.index(metric) + 1}/{len(known)}"
-        made = metrics.picture(state, metric, self.view, title=title)
+        made = metrics.picture(state, metric, self.view, place=f"{known.index(metric) + 1} of {len(known)}")
         self._pictures[metric.name] = state, self.view, made
         return made
 
