@@ -112,7 +112,7 @@ def _legend(picture: Picture) -> Content:
         if curve.label:
             parts += [("  • " if curve.dots else "  ━ ", f"${curve.tone}"), (curve.label, "$muted")]
         if curve.best is not None:
-            parts += [("  ★ ", "$success"), f"{curve.best[1]:.4g}"]
+            parts += [("  ★ ", "$success"), (f"{curve.best[1]:.4g}", "")]
     return Content.assemble(*parts)
 
 

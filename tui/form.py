@@ -1,7 +1,7 @@
 """The forms, derived from the config dataclasses: their types, defaults, choices and the strings below their fields.
 
-No Textual here. `FORMS["train"].fields` describes, `FORMS["train"].judge(texts)` parses and validates what was typed and
-gives the equivalent command line, or a sentence for every field that is wrong.
+No Textual here. `FORMS["train"].fields` describes, `FORMS["train"].judge(texts)` parses and validates what was typed
+and gives the equivalent command line, or a sentence for every field that is wrong.
 """
 
 from __future__ import annotations
@@ -192,8 +192,10 @@ class Form:
     def fields(self) -> tuple[FormField, ...]:
         return (*self.extra, *fields(self.config))
 
-    def judge(self, typed: Mapping[str, str], *, last: str = "", exists: Callable[[str], str] = lambda _: "") -> Verdict:
-        """Parse and validate. `last` is the field that was typed into last; `exists(file)` says what is wrong with it."""
+    def judge(
+        self, typed: Mapping[str, str], *, last: str = "", exists: Callable[[str], str] = lambda _: ""
+    ) -> Verdict:
+        """Parse and validate. `last`: the field that was typed into last; `exists(file)` says what is wrong with it."""
         errors: dict[str, str] = {}
         for field in self.fields:
             try:

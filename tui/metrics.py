@@ -20,7 +20,7 @@ class Metric:
     points: dict[str, Callable[[Point], float]]
     """by label"""
     evals: Callable[[Eval], float] | None = None
-    best: Callable[..., float] | None = None
+    best: Callable[..., tuple[float, float]] | None = None
     """max or min: which evaluation is the best one"""
 
 
@@ -30,7 +30,11 @@ METRICS = (
     Metric("lr", "learning rate", {"": lambda p: p.lr}),
     Metric("speed", "images/s", {"": lambda p: p.img_s}),
     Metric("flips", "flips %", {"": lambda p: 100 * p.flip_rate}),
-    Metric("resolution", "resolution p", {"min": lambda p: p.p_min, "mean": lambda p: p.p_mean, "max": lambda p: p.p_max}),
+    Metric(
+        "resolution",
+        "resolution p of 2^-p",
+        {"min": lambda p: p.p_min, "mean": lambda p: p.p_mean, "max": lambda p: p.p_max},
+    ),
     Metric("portion", "frozen by INQ %", {"": lambda p: 100 * p.portion}),
 )
 BY_NAME = {metric.name: metric for metric in METRICS}
@@ -81,7 +85,7 @@ def available(state: RunState) -> tuple[Metric, ...]:
 def axis(state: RunState, x: X) -> Axis:
     """The axis; epochs fall back to steps where the log does not say how many steps an epoch has."""
     if x == "time":
-        times = [p.t for p in (*state.points[:1], *state.points[-1:], *state.evals[:1], *state.evals[-1:])]
+        times = [p.t for p in state.points[:1] + state.points[-1:]] + [e.t for e in state.evals[:1] + state.evals[-1:]]
         last = max(times, default=0.0)
         planned = last + (state.eta_s if math.isfinite(state.eta_s) else 0.0)
         scale, label = curves.time_unit(planned)
@@ -89,7 +93,7 @@ def axis(state: RunState, x: X) -> Axis:
         return Axis(label, scale, min(times, default=0.0) / scale, last / scale, planned / scale)
     epochs = x == "epoch" and state.steps_per_epoch > 0
     scale = state.steps_per_epoch if epochs else 1
-    steps = [p.step for p in (*state.points[-1:], *state.evals[-1:])]
+    steps = [p.step for p in state.points[-1:]] + [e.step for e in state.evals[-1:]]
     last = max(steps, default=0.0) / scale
     planned = max(last, state.total_steps / scale)
     return Axis("epochs" if epochs else "steps", scale, 0.0, last, planned)

@@ -1,4 +1,4 @@
-"""The forms for train, quantize and bench, made from their configs' fields: what can be typed is what the command takes."""
+"""The forms for train, quantize and bench, made from their configs' fields: what the command takes can be typed."""
 
 from __future__ import annotations
 
@@ -63,9 +63,7 @@ class NewRunScreen(TqScreen):
         super().__init__()
         self.command = kind
         self.verdict = Verdict()
-        self._typed = {
-            name: {f.name: f.default for f in one.fields} for name, one in FORMS.items()
-        }
+        self._typed = {name: {f.name: f.default for f in one.fields} for name, one in FORMS.items()}
         self._typed[kind] |= {n: form.text(v) for n, v in values.items() if n in self._typed[kind]}
         self._last = ""
         self._busy = False
@@ -168,12 +166,12 @@ class NewRunScreen(TqScreen):
             return
         self._busy = True
         self.query_one("#error", Static).update(Content.styled("starting the trainer ...", "$primary"))
-        self.run_worker(partial(self._launch, list(self.verdict.words), self._name()), thread=True, exit_on_error=False)
+        self.run_worker(partial(self._launch, list(self.verdict.words), self._run_name()), thread=True, exit_on_error=False)
 
     def action_enqueue(self) -> None:
         """Put the run into the queue of its device; the form stays, for the next one."""
         self.run_worker(
-            partial(self._enqueue, list(self.verdict.words), self._name(), self.verdict.config.device),
+            partial(self._enqueue, list(self.verdict.words), self._run_name(), self.verdict.config.device),
             thread=True,
             exit_on_error=False,
         )
@@ -307,7 +305,7 @@ class NewRunScreen(TqScreen):
         elsewhere = self.command != "train" and self.tq.shown_root != "runs"
         return [*self.verdict.words, *(["--runs", self.tq.shown_root] if elsewhere else [])]
 
-    def _name(self) -> str:
+    def _run_name(self) -> str:
         config = self.verdict.config
         return f"{config.model.rpartition(':')[2]}-{config.scheme}"
 
@@ -315,7 +313,7 @@ class NewRunScreen(TqScreen):
         return ("last", *(run.path.name for run in self.tq.snapshot.runs if run.status.state == "done"))
 
     def _exists(self, text: str) -> str:
-        """What is wrong with a file or run; "" if it can be used. Looks at the snapshot, and at no more than one file."""
+        """What is wrong with a file or run; "" if it can be used. Looks at the snapshot and at one file at most."""
         if not text:
             return "a file is needed: a model file, or a run such as last"
         path = Path(text)
@@ -328,7 +326,8 @@ class NewRunScreen(TqScreen):
         if text == "last":
             found = [run for run in found if run.status.state == "done"][:1]
         if len(found) != 1:
-            return f"{text} fits {len(found)} runs; give more of the id" if found else f"there is no file or run {text!r}"
+            some = f"{text} fits {len(found)} runs; give more of the id"
+            return some if found else f"there is no file or run {text!r}"
         run = found[0]
         return "" if run.status.state == "done" else f"{run.path.name} has no file yet ({run.word})"
 

@@ -35,15 +35,9 @@ class Found:
     jobs: tuple[Job, ...] = ()
 
 
-def _needs_entry(reason: Callable[[Entry], str]) -> Callable[[Any], str]:
-    def ask(screen: QueueScreen) -> str:
-        entry = screen.entry
-        return reason(entry) if entry else "choose an entry of the queue first (tab changes the table)"
-
-    return ask
-
-
-def _cannot_move(entry: Entry) -> str:
+def _cannot_move(screen: QueueScreen) -> str:
+    if (entry := screen.entry) is None:
+        return "choose an entry of the queue first (tab changes the table)"
     return "" if entry.waiting else f"{entry.name} does not wait any more ({entry.state})"
 
 
@@ -58,7 +52,8 @@ def _cannot_go(screen: QueueScreen) -> str:
 
 def _cannot_open(screen: QueueScreen) -> str:
     if entry := screen.entry:
-        return "" if entry.run and entry.started else entry.error or f"{entry.name} has not begun; there is no run to open"
+        begun = entry.run and entry.started
+        return "" if begun else entry.error or f"{entry.name} has not begun; there is no run to open"
     return "" if screen.chosen_job else "there is nothing to open"
 
 
@@ -73,9 +68,9 @@ class QueueScreen(TqScreen):
     KEYS: ClassVar[tuple[Key, ...]] = (
         Key("escape,backspace", "back", "Back", "back; the queue is worked off without the dashboard too"),
         Key("enter", "open", "Open", "open the run or the result", why_not=_cannot_open, priority=True),
-        Key("shift+up,K", "move(-1)", "Up", "start it earlier", "Queue", acts=True, why_not=_needs_entry(_cannot_move)),
-        Key("shift+down,J", "move(1)", "Down", "start it later", "Queue", acts=True, why_not=_needs_entry(_cannot_move)),
-        Key("delete,c", "cancel", "Take out", "take it out; of a result: forget it", "Queue", acts=True, shown="c",
+        Key("K,shift+up", "move(-1)", "Up", "start it earlier", "Queue", acts=True, why_not=_cannot_move),
+        Key("J,shift+down", "move(1)", "Down", "start it later", "Queue", acts=True, why_not=_cannot_move),
+        Key("c,delete", "cancel", "Take out", "take it out; a result is forgotten, its files stay", "Queue", acts=True,
             why_not=_cannot_go),
         Key("p", "pause", "Pause", "pause the device's queue (its run stops with a checkpoint), or go on", "Queue",
             acts=True, why_not=_no_runner),
@@ -274,7 +269,8 @@ class QueueScreen(TqScreen):
         icon, tone = SIGNS[job.state]
         now = self.tq.clock()
         seconds = now - job.started if job.state == "working" else now - job.ended
-        when = f"for {state.span(max(0.0, seconds))}" if job.state == "working" else f"{state.span(max(0.0, seconds))} ago"
+        span = state.span(max(0.0, seconds))
+        when = f"for {span}" if job.state == "working" else f"{span} ago"
         return [
             Text(f"{icon} {job.state}", style=self.tq.theme_variables.get(tone, "")),
             Text(job.command),

@@ -26,12 +26,12 @@ def result(job: Job, width: int) -> Content:
 
 
 def bench(found: dict[str, Any], width: int) -> Content:
-    """A bar of images a second for each contender, by batch size; the figure beside it is relative to compiled float."""
+    """A bar of images a second for each contender, by batch size, and its speed relative to compiled float."""
     rows = _rows(found)
     device = _word(found, "cpu") if found.get("device") == "cpu" else _word(found, "device")
     lines = [
         Content.assemble(("images a second, and how many times as fast as compiled float", "bold")),
-        Content.styled(f"{device}, {_word(found, 'threads')} threads; predictions were checked before timing", "$muted"),
+        Content.styled(f"{device}, threads: {_word(found, 'threads')}; checked before they were timed", "$muted"),
     ]
     name_width = min(NAME_MOST, max((len(_word(row, "contender")) for row in rows), default=0))
     bar_width = columns(width - name_width - 28, 1, least=6, most=48)
@@ -43,9 +43,8 @@ def bench(found: dict[str, Any], width: int) -> Content:
         best = max(same, key=lambda row: _or(_number(row, "speedup"), 0.0))
         if (times := _number(best, "speedup")) > 0:
             milliseconds = state.number(_number(best, "latency_ms"))
-            lines.append(
-                Content.styled(f"{_word(best, 'contender')} is fastest: {times:.2f}x, {milliseconds} ms a batch", "$muted")
-            )
+            fastest = f"{_word(best, 'contender')} is fastest: {times:.2f}x, {milliseconds} ms a batch"
+            lines.append(Content.styled(fastest, "$muted"))
     notes = {_note(row): None for row in rows if _note(row)}
     lines += [Content(""), *(Content.styled(note, "$muted") for note in notes)] if notes else []
     return Content("\n").join(lines)
@@ -80,12 +79,14 @@ def quantize(found: dict[str, Any], width: int) -> Content:
     full, packed = _number(found, "float_bytes"), _number(found, "bytes")
     bar_width = columns(width - 40, 1, least=6, most=40)
     change = after - before
+    lost = Content.styled(
+        f"  {change:+.2f}" if math.isfinite(change) else "", "$success" if change >= 0 else "$warning"
+    )
     lines = [
         Content.assemble((state.clean(str(found.get("file", "-"))), "bold"), ("  written and read back", "$muted")),
         Content(""),
         _compared("accuracy", "float", state.percent(before, 2), before / 100, bar_width, "$secondary"),
-        _compared("", _word(found, "scheme"), state.percent(after, 2), after / 100, bar_width, "$success")
-        + Content.styled(f"  {change:+.2f}" if math.isfinite(change) else "", "$success" if change >= 0 else "$warning"),
+        _compared("", _word(found, "scheme"), state.percent(after, 2), after / 100, bar_width, "$success") + lost,
         _compared("size", "float", _size(full), 1.0, bar_width, "$secondary"),
         _compared("", "packed", _size(packed), packed / full if full else math.nan, bar_width, "$success")
         + Content.styled(f"  {full / packed:.1f}x smaller" if packed else "", "bold $success"),
@@ -139,11 +140,14 @@ def inspect(found: dict[str, Any], width: int) -> Content:
     ratio = f", {full / whole:.1f}x smaller than float ({_size(full)})" if whole and full else ""
     model = found.get("model")
     name = state.clean(str(model.get("name"))) if isinstance(model, dict) else "a network of unknown architecture"
-    header = {"name": "header", "bits": "json", "shape": [], "bytes": found.get("header_bytes")}
+    header: dict[str, Any] = {"name": "header", "bits": "json", "shape": [], "bytes": found.get("header_bytes")}
     lines = [
         Content.assemble((f"{name}: {whole:,.0f} bytes", "bold"), (ratio, "$success")),
-        Content.styled(f"predicted {_number(found, 'predicted_bytes'):,.0f}; codes at their bits, the rest as stored: "
-                       f"{_number(found, 'theoretical_bytes'):,.0f}", "$muted"),
+        Content.styled(
+            f"predicted {_number(found, 'predicted_bytes'):,.0f}; codes at their bits, the rest as stored: "
+            f"{_number(found, 'theoretical_bytes'):,.0f}",
+            "$muted",
+        ),
         Content.styled(_metrics(found), "$muted"),
         Content(""),
     ]

@@ -57,9 +57,7 @@ def _no_settings(run: RunView) -> str:
 RUN_KEYS = (
     Key("s", "stop", "Stop", "stop after a checkpoint", group="Run", acts=True, why_not=_why_not(_not_live)),
     Key("k", "kill", "", "kill: end it at once", group="Run", acts=True, why_not=_why_not(_not_live)),
-    Key(
-        "r", "resume", "Resume", "go on from the checkpoint", group="Run", acts=True, why_not=_why_not(_not_resumable)
-    ),
+    Key("r", "resume", "Resume", "go on from the checkpoint", group="Run", acts=True, why_not=_why_not(_not_resumable)),
     Key("e", "enqueue", "", "resume it later: put it in the queue", "Run", acts=True, why_not=_why_not(_not_resumable)),
     Key("d", "duplicate", "Duplicate", "new run with these settings", group="Run", why_not=_why_not(_no_settings)),
     Key("i", "inspect", "", "inspect the file: where its bytes go", group="Run", why_not=_why_not(_no_file)),
@@ -148,4 +146,3 @@ class RunActions:
         else:
             said = f"{run.name} {run.tag} waits for {entry.device}; u shows the queue"
             app.call_from_thread(app.notify, said, markup=False)
-

@@ -1,4 +1,4 @@
-"""The texts at the top of a run's screen: status line, tiles, size, trouble, and what is said while there is no curve."""
+"""The texts at the top of a run's screen: status line, tiles, size, trouble, and what stands in for a curve."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def trouble(run: RunView, rows: int) -> tuple[str, Content] | None:
         lines = [Content.styled(first, "bold"), *(Content.styled(line, "$muted") for line in rest[-rows:])]
         return "error", Content("\n").join([*lines, _way_on(run)])
     if run.word.startswith("stalled"):
-        where = f"pid {run.status.pid}" if run.status.pid else "its process"
-        text = f"nothing was logged for {state.span(run.status.silent_s)} in phase {state.clean(s.phase)}; {where} is alive"
+        silent, phase = state.span(run.status.silent_s), state.clean(s.phase)
+        text = f"nothing was logged for {silent} in phase {phase}, but its process ({run.status.pid or '?'}) is alive"
         return "warning", Content.assemble((text, "bold"), ("\nwait, or s stops it (k kills it)", "$muted"))
     if s.nan_step and run.status.live:
         text = f"the loss is no number since step {s.nan_step:,}"
@@ -130,16 +130,19 @@ def trouble(run: RunView, rows: int) -> tuple[str, Content] | None:
 def _way_on(run: RunView) -> Content:
     if not run.status.resumable:
         return Content("")
-    since = f"from its checkpoint at step {run.state.checkpoint_step:,}" if run.state.checkpoint_step else "from the start"
-    return Content.assemble(("r", "bold $primary"), (f" resumes it {since}   ", "$muted"), ("d", "bold $primary"), (
-        " starts another with its settings", "$muted"
-    ))
+    step = run.state.checkpoint_step
+    since = f"from its checkpoint at step {step:,}" if step else "from the start"
+    key, word = "bold $primary", "$muted"
+    return Content.assemble(
+        ("r", key), (f" resumes it {since}   ", word), ("d", key), (" starts another with its settings", word)
+    )
 
 
 def gone(run: RunView) -> tuple[str, Content]:
     """A run whose directory went while it was open: what was last known stays on the screen."""
     text = f"{run.path} is gone: it was deleted or moved while it was open"
-    return "error", Content.assemble((text, "bold"), ("\nbelow is what was last known; esc goes back to the list", "$muted"))
+    below = "\nbelow is what was last known; esc goes back to the list"
+    return "error", Content.assemble((text, "bold"), (below, "$muted"))
 
 
 def waiting(run: RunView) -> Content:
@@ -147,7 +150,8 @@ def waiting(run: RunView) -> Content:
     if not run.status.live:
         return Content.styled("no step was logged", "$muted")
     doing = BUSY.get(run.state.phase, state.clean(run.state.phase) or "the trainer is starting")
-    lines = [Content.assemble((doing, "bold"), (f"  {state.span(run.phase_s)}" if run.phase_s == run.phase_s else "", ""))]
+    since = "" if math.isnan(run.phase_s) else f"  {state.span(run.phase_s)}"
+    lines = [Content.assemble((doing, "bold"), since)]
     for name, seconds in run.state.phases.items():
         lines.append(Content.assemble(("✓ ", "$success"), (f"{state.clean(name)} {state.span(seconds)}", "$muted")))
     return Content("\n").join(lines)
