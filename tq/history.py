@@ -222,7 +222,7 @@ class History:
             resumed_from=since,
             nan_step=self._now["nan_step"] if self._now["nan_step"] <= since else 0,
             step=since,
-            epoch=int(last.epoch) if last else 0,
+            epoch=int(last.epoch) if last and math.isfinite(last.epoch) else 0,
             phase="",
             phase_t=event["t"],
             end="",

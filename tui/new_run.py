@@ -166,7 +166,9 @@ class NewRunScreen(TqScreen):
             return
         self._busy = True
         self.query_one("#error", Static).update(Content.styled("starting the trainer ...", "$primary"))
-        self.run_worker(partial(self._launch, list(self.verdict.words), self._run_name()), thread=True, exit_on_error=False)
+        self.run_worker(
+            partial(self._launch, list(self.verdict.words), self._run_name()), thread=True, exit_on_error=False
+        )
 
     def action_enqueue(self) -> None:
         """Put the run into the queue of its device; the form stays, for the next one."""

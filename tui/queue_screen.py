@@ -15,10 +15,11 @@ from textual.widgets import DataTable, Footer, Static
 
 from tq import queue
 from tq.queue import Entry, Runner
-from tui import jobs, state
+from tui import jobs, results, state
 from tui.job_screen import REFRESH_S, SIGNS, JobScreen
 from tui.jobs import Job
 from tui.keys import Key
+from tui.results import number
 from tui.screen import TqScreen, logo, spread
 from tui.state import ICONS, Snapshot
 
@@ -286,14 +287,12 @@ def headline(job: Job) -> str:
     if job.state != "done":
         return job.line
     if job.command == "bench":
-        rows = [row for row in found.get("rows", []) if isinstance(row, dict) and isinstance(row.get("speedup"), float)]
-        best = max(rows, key=lambda row: row["speedup"], default=None)
-        return f"{best['speedup']:.2f}x compiled float at batch {best['batch']}" if best else "no contender was right"
-    size, full = (_number(found.get(key)) for key in ("bytes", "float_bytes"))
+        rows = [row for row in results.rows_of(found) if number(row, "speedup") > 0]
+        best = max(rows, key=lambda row: number(row, "speedup"), default=None)
+        if best is None:
+            return "no contender was right"
+        return f"{number(best, 'speedup'):.2f}x compiled float at batch {number(best, 'batch'):g}"
+    size, full = number(found, "bytes"), number(found, "float_bytes")
     ratio = f", {full / size:.1f}x smaller" if size and math.isfinite(full / size) else ""
-    accuracy = f"{state.percent(_number(found.get('accuracy')), 2)}, " if job.command == "quantize" else ""
+    accuracy = f"{state.percent(number(found, 'accuracy'), 2)}, " if job.command == "quantize" else ""
     return f"{accuracy}{state.size(size) if math.isfinite(size) else '-'}{ratio}"
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan

@@ -1,4 +1,4 @@
-"""Words, numbers, ticks and the form's parsing: the parts of the dashboard that need no screen."""
+"""Words and numbers: the parts of the dashboard that need no screen."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tq.config import TrainConfig
-from tui import form, poll, state
-from tui.chart import ticks
+from tui import poll, state
 from tui.poll import Poller
 
 NAN = math.nan
@@ -45,74 +43,6 @@ def test_spark_is_as_wide_as_asked_and_scaled() -> None:
     assert state.spark([float(i) for i in range(100)], 8) == "▁▂▃▄▅▆▇█"
     assert state.spark([1.0], 8) == state.spark([NAN, NAN], 8) == ""
     assert state.spark([1.0, NAN, 1.0], 8) == "▁ ▁"
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "at_most", "want"),
-    [
-        (0, 100, 6, [0, 20, 40, 60, 80, 100]),
-        (8, 97, 3, [20, 40, 60, 80]),
-        (0.2, 2.3, 4, [0.5, 1, 1.5, 2]),
-        (5, 5, 4, [5]),
-    ],
-)
-def test_ticks_are_round_and_never_alone(low: float, high: float, at_most: int, want: list[float]) -> None:
-    assert ticks(low, high, at_most) == want
-
-
-def test_ticks_of_epochs_are_whole() -> None:
-    assert ticks(0, 2, 8, whole=True) == [0, 1, 2]
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 3, 10, 300])
-def test_ticks_of_any_range(n: int) -> None:
-    for low in (-3.7, 0, 1e-6, 1e5):
-        found = ticks(low, low + n * 1.37 + 1e-3, 5)
-        assert 1 <= len(found) <= 8
-        assert found == sorted(found)
-
-
-def test_form_has_every_field_with_its_help_and_default() -> None:
-    rows = {row.name: row for row in form.fields(TrainConfig)}
-    assert list(rows) == list(TrainConfig.__dataclass_fields__)
-    assert all(row.help for row in rows.values())
-    assert rows["lr"].help == "peak learning rate"
-    assert rows["optimizer"].choices == ("sgd", "adam", "adamw", "hysteresis-sgd", "qsgd", "qtadam", "qtadamw")
-    assert form.build(TrainConfig, {name: row.default for name, row in rows.items()}) == TrainConfig()
-
-
-@pytest.mark.parametrize(
-    ("typed", "words"),
-    [
-        ({}, []),
-        ({"epochs": " 3 ", "lr": "1e-3"}, ["--lr", "0.001", "--epochs", "3"]),
-        ({"compile": "False", "amp": "True"}, ["--no-compile", "--amp"]),
-        ({"milestones": "0.5, 0.75"}, ["--milestones", "0.5", "0.75"]),
-        ({"override": "'layer3.*=w2a4' fc=float"}, ["--override", "layer3.*=w2a4", "fc=float"]),
-        ({"data": "/a b/c", "image_size": "64"}, ["--data", "/a b/c", "--image-size", "64"]),
-    ],
-)
-def test_form_gives_the_command_line_of_what_was_typed(typed: dict[str, str], words: list[str]) -> None:
-    assert form.argv(form.build(TrainConfig, typed)) == words
-
-
-@pytest.mark.parametrize(
-    ("typed", "sentence"),
-    [
-        ({"epochs": "1.5"}, "epochs must be a whole number, got '1.5'"),
-        ({"lr": ""}, "lr needs a value; the default is 0.05"),
-        ({"lr": "fast"}, "lr must be a number, got 'fast'"),
-        ({"batch_size": "0"}, "batch_size must be at least 1, got 0"),
-        ({"model": "resnet21"}, "did you mean 'resnet"),
-        ({"override": "'x"}, "override: a quote is not closed"),
-        ({"stage_act_bits": "4 x"}, "stage act bits must be a whole number, got 'x'"),
-    ],
-)
-def test_form_says_in_one_sentence_what_is_wrong(typed: dict[str, str], sentence: str) -> None:
-    with pytest.raises(ValueError, match=r".") as caught:
-        form.build(TrainConfig, typed)
-    assert sentence in str(caught.value)
-    assert "\n" not in str(caught.value)
 
 
 def test_poller_shows_the_newest_first_when_the_logs_are_many(
