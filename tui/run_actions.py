@@ -18,8 +18,7 @@ def _why_not(reason: Callable[[RunView], str]) -> Callable[[Any], str]:
     """A Key's `why_not` from a reason that looks only at the chosen run."""
 
     def ask(screen: RunActions) -> str:
-        run = screen.chosen()
-        return reason(run) if run else "there is no run to do it with"
+        return reason(screen.run) if screen.run else "there is no run to do it with"
 
     return ask
 
@@ -68,16 +67,16 @@ RUN_KEYS = (
 
 
 class RunActions:
-    """Mixin of a TqScreen; the screen says which run is meant. Its KEYS take in RUN_KEYS."""
+    """Mixin of a TqScreen; the screen's `run` is the one that is meant, and its KEYS take in RUN_KEYS."""
 
     if TYPE_CHECKING:
 
         @property
         def tq(self) -> TqApp: ...
 
-    def chosen(self) -> RunView | None:
-        """The run that the keys act on."""
-        raise NotImplementedError
+        @property
+        def run(self) -> RunView | None:
+            """The run that the keys act on."""
 
     def action_stop(self) -> None:
         """Ask, then stop it; where that was asked before and has not helped, offer to kill."""
@@ -121,9 +120,8 @@ class RunActions:
 
     def _run(self) -> RunView:
         """The chosen run; the keys are not usable without one."""
-        run = self.chosen()
-        assert run is not None
-        return run
+        assert self.run is not None
+        return self.run
 
     def _file(self) -> str:
         """The run as a command takes it: by its id where it lies under the dashboard's root."""

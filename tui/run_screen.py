@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from textual.app import ComposeResult
 from textual.containers import Center, Container, VerticalScroll
@@ -75,12 +75,13 @@ class RunScreen(RunActions, TqScreen):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self.run: RunView | None = None
-        """as it was last seen; kept where its directory has gone"""
+        self._seen: RunView | None = None
         self.view = View()
         self.search = Search()
         self._chart = 0
         self._panel = 0
+        self._full: Literal["", "chart", "panel"] = ""
+        """what has the screen for itself"""
         self._drawn: tuple[Any, ...] = ()
         self._pictures: dict[str, tuple[RunState, View, Picture]] = {}
 
@@ -115,9 +116,10 @@ class RunScreen(RunActions, TqScreen):
         """Charts are drawn for their size, which is known after the next layout."""
         self.call_after_refresh(self.redraw)
 
-    def chosen(self) -> RunView | None:
-        """This run, as long as it is there."""
-        return self.tq.snapshot.find(self.path)
+    @property
+    def run(self) -> RunView | None:  # type: ignore[override]
+        """This run as it was last seen; that is kept where its directory has gone."""
+        return self._seen
 
     @property
     def has_curves(self) -> bool:
@@ -128,7 +130,7 @@ class RunScreen(RunActions, TqScreen):
         """Draw the snapshot."""
         width, height = self.size
         found = snapshot.find(self.path)
-        self.run = found or self.run
+        self._seen = found or self._seen
         tiny = width < SMALLEST[0] or height < SMALLEST[1]
         self.set_class(tiny, "-tiny")
         if tiny:
@@ -142,9 +144,8 @@ class RunScreen(RunActions, TqScreen):
         self.query_one("#bar", Static).update(spread(logo(run.name), at, width))
         self.query_one("#status", Static).update(run_text.status_line(run, width - 2))
         self.query_one("#tiles", Static).update(run_text.tiles(run.state, width - 2))
-        size_line = self.query_one("#size", Static)
-        size_line.display = bool(run.state.packed_bytes) and not self.has_class("-chart", "-panel")
-        size_line.update(run_text.size(run.state, width - 2))
+        self.query_one("#size", Static).update(run_text.size(run.state, width - 2))
+        self._arrange(run)
         self._draw_trouble(run, gone=found is None)
         self._draw_charts(run)
         self._draw_panel(run)
@@ -158,9 +159,8 @@ class RunScreen(RunActions, TqScreen):
         elif self.search.needle:
             self.search = Search()
             self.redraw()
-        elif self.has_class("-chart") or self.has_class("-panel"):
-            self.remove_class("-chart", "-panel")
-            self.call_after_refresh(self.redraw)
+        elif self._full:
+            self._fill_with("")
         else:
             self.dismiss()
 
@@ -172,15 +172,11 @@ class RunScreen(RunActions, TqScreen):
 
     def action_maximise(self) -> None:
         """The chosen chart alone, and back."""
-        self.remove_class("-panel")
-        self.toggle_class("-chart")
-        self.call_after_refresh(self.redraw)
+        self._fill_with("" if self._full == "chart" else "chart")
 
     def action_full(self) -> None:
         """The panel alone, and back."""
-        self.remove_class("-chart")
-        self.toggle_class("-panel")
-        self.call_after_refresh(self.redraw)
+        self._fill_with("" if self._full == "panel" else "panel")
 
     def action_zoom(self, by: int) -> None:
         """Twice as near or as far."""
@@ -272,6 +268,22 @@ class RunScreen(RunActions, TqScreen):
         self.view = replace(self.view, **changes)
         self.redraw()
 
+    def _fill_with(self, what: Literal["", "chart", "panel"]) -> None:
+        self._full = what
+        self.redraw()
+        # Grid and bars are made for the room that there is after the next layout.
+        self.call_after_refresh(self.redraw)
+
+    def _arrange(self, run: RunView) -> None:
+        """Show what has a place now. (A class on the screen would have every widget's style looked up again.)"""
+        self.query_one("#tiles").display = not self._full
+        self.query_one("#size").display = not self._full and bool(run.state.packed_bytes)
+        self.query_one("#waiting").display = self._full != "panel" and not self.has_curves
+        self.query_one("#charts").display = self._full != "panel" and self.has_curves
+        panel = self.query_one("#panel")
+        panel.display = self._full != "chart"
+        panel.styles.height = "1fr" if self._full == "panel" else "30%"
+
     def _close_search(self) -> None:
         self.search = Search()
         self.on_input_submitted()
@@ -288,13 +300,10 @@ class RunScreen(RunActions, TqScreen):
             box.update(words)
 
     def _draw_charts(self, run: RunView) -> None:
-        waiting, charts = self.query_one("#waiting"), self.query_one("#charts")
-        full = self.has_class("-panel")
-        waiting.display = not self.has_curves and not full
-        charts.display = self.has_curves and not full
         if not self.has_curves:
             self.query_one("#waiting-text", Static).update(run_text.waiting(run))
             return
+        charts = self.query_one("#charts")
         known = metrics.available(run.state)
         self._chart = min(self._chart, len(known) - 1)
         columns, rows = self._grid(len(known), charts.size.height)
@@ -313,7 +322,7 @@ class RunScreen(RunActions, TqScreen):
 
     def _grid(self, count: int, height: int) -> tuple[int, int]:
         """Columns and rows of the charts that are in sight at once."""
-        if self.has_class("-chart"):
+        if self._full == "chart":
             return 1, 1
         return (3 if self.size.width >= THREE_COLUMNS and count > 2 else 2), (2 if height >= TWO_ROWS else 1)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from textual.content import Content
+from textual.widgets import Static
 
 from tq import runs
-from tq.events import EventLog
+from tq.events import EventLog, encode
 from tui.app import TqApp
 
 REPOSITORY = Path(__file__).parents[2]
@@ -163,3 +166,46 @@ def dashboard(root: Path) -> Callable[..., TqApp]:
         return TqApp(root, run, clock=clock, every_s=every_s)
 
     return build
+
+
+@pytest.fixture
+def append() -> Callable[..., None]:
+    """append(path, {"k": "step", ...}, ...): more events for a run, a second apart and up to now."""
+
+    def write(path: Path, *events: dict[str, object]) -> None:
+        with (path / "events.jsonl").open("ab") as file:
+            for i, event in enumerate(events):
+                file.write(encode({"t": NOW - len(events) + 1 + i, **event}))
+
+    return write
+
+
+@pytest.fixture
+def text_of() -> Callable[[TqApp, str], str]:
+    """text_of(app, "#status"): the text of a static on the screen; "" while the screen has none of that name."""
+
+    def read(app: TqApp, selector: str) -> str:
+        for static in app.screen.query(selector).results(Static):
+            return static.content.plain if isinstance(static.content, Content) else str(static.content)
+        return ""
+
+    return read
+
+
+@pytest.fixture
+def said() -> Callable[[TqApp], str]:
+    """said(app): the toasts that were shown."""
+    return lambda app: " | ".join(note.message for note in app._notifications)
+
+
+@pytest.fixture
+def settle() -> Callable[..., Awaitable[None]]:
+    """await settle(app, lambda: ...): poll until something is so."""
+
+    async def until(app: TqApp, done: Callable[[], bool], *, within_s: float = 30) -> None:
+        async with asyncio.timeout(within_s):
+            while not done():
+                await app.polled()
+                await asyncio.sleep(0.01)
+
+    return until
