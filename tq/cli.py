@@ -244,6 +244,7 @@ class Runs(Output):
     """List, show, compare, stop and resume runs.
 
     $ tq runs
+    $ tq runs --filter 'w<=4 acc>90 -state:live' --sort size
     $ tq runs show last
     $ tq runs compare RUN RUN
     $ tq runs stop RUN
@@ -253,6 +254,10 @@ class Runs(Output):
     """what to do"""
     names: Positional[tuple[str, ...]] = ()
     """runs: id, path, a piece of the id, or "last\""""
+    filter: str = ""
+    """list only these: w<=4 acc>90 size<100kb age<2h name:resnet state:live; a minus before a term negates it"""
+    sort: str = ""
+    """order of the list: age, acc, best, size, epoch, loss, w, a, name, state, ...; --sort=-acc turns it around"""
     runs: Path = Path("runs")
     """directory of the runs"""
 

@@ -39,6 +39,10 @@ class Point(NamedTuple):
     n: int = 1
 
 
+# Those that a step event has, in Point's order.
+_STEP_FIELDS = Point._fields[: Point._fields.index("t")]
+
+
 class Eval(NamedTuple):
     """One evaluation; acc in percent."""
 
@@ -146,10 +150,6 @@ class RunState:
         return self.float_bytes / self.packed_bytes if self.packed_bytes else math.nan
 
 
-# Those of a step event, in Point's order.
-_STEP_FIELDS = Point._fields[: Point._fields.index("t")]
-
-
 class History:
     """Reduces events, in order, to a RunState."""
 
@@ -243,10 +243,10 @@ class History:
         self._set(phase=name, phase_t=event["t"], stage=name if name in ("float", "train") else self._now["stage"])
 
     def _on_step(self, event: Event) -> None:
-        values = [number(event.get(key)) for key in _STEP_FIELDS]
-        if not math.isfinite(values[0]):
+        get = event.get
+        point = Point(*[number(get(key)) for key in _STEP_FIELDS], t=self._worked_s(event["t"]))
+        if not math.isfinite(point.step):
             return
-        point = Point._make([*values, self._worked_s(event["t"]), 1])
         self._add(point)
         if "loss" in event and not math.isfinite(point.loss) and not self._now["nan_step"]:
             self._set(nan_step=int(point.step))
@@ -347,15 +347,29 @@ class Follower:
     def __init__(self, run: Path) -> None:
         self.path = Path(run) / "events.jsonl"
         self._offset = 0
+        self._more = True
         self._history = History()
         self._state = RunState()
 
-    def poll(self) -> RunState:
-        """Read what is new. Returns the very same object where nothing is."""
-        new, offset = events.tail(self.path, self._offset)
+    @property
+    def share(self) -> float:
+        """How much of the log has been read: 1 once its end was reached, before that less."""
+        if not self._more:
+            return 1.0
+        try:
+            return min(0.999, self._offset / max(1, self.path.stat().st_size))
+        except OSError:
+            return 0.0
+
+    def poll(self, max_bytes: int | None = None) -> RunState:
+        """Read what is new, or about `max_bytes` of it. Returns the very same object where nothing is."""
+        new, offset = events.tail(self.path, self._offset, max_bytes)
         if offset < self._offset:
             # The file was replaced by a shorter one, which tail has read from its start.
             self._history = History()
+            self._offset = 0
+        # A torn last line is no reason to read on.
+        self._more = max_bytes is not None and offset - self._offset >= max_bytes
         self._offset = offset
         if new:
             self._history.feed(new)

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from textual.app import App
-from textual.binding import Binding, BindingType
+from textual.command import CommandPalette
+from textual.filter import LineFilter
 from textual.message import Message
 from textual.theme import Theme
 
 from tq import runs
-from tui import state
+from tui import settings, state
+from tui.ascii import Ascii
 from tui.dialogs import Confirm, Help
+from tui.keys import Key, Keyed, rows
+from tui.palette import KeyCommands
 from tui.poll import Poller
 from tui.runs_screen import RunsScreen
 from tui.screen import TqScreen
+from tui.settings import Settings
 from tui.state import RunView, Snapshot
+from tui.system import System
 
 THEME = Theme(
     name="tq",
@@ -44,17 +49,20 @@ SEVERITIES: dict[str, Literal["information", "warning", "error"]] = {"error": "e
 PATIENCE_S = 10.0
 
 
-class TqApp(App[None]):
+class TqApp(Keyed, App[None]):
     """`TqApp(root).run()`; with `run`, opens on that run."""
 
     CSS_PATH = "app.tcss"
     TITLE = "tq"
     ENABLE_COMMAND_PALETTE = False
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("q", "leave", "Quit"),
-        Binding("question_mark", "keys", "Help", key_display="?"),
-        Binding("ctrl+c", "leave", show=False, priority=True),
-    ]
+    KEYS: ClassVar[tuple[Key, ...]] = (
+        Key("question_mark", "keys", "Help", "keys and signs", group="Everywhere"),
+        Key("q", "leave", "Quit", "leave; runs go on", group="Everywhere"),
+        Key("ctrl+p", "palette", "Palette", "find a command", group="Everywhere"),
+        Key("t", "theme", "Theme", "choose a theme", group="Everywhere"),
+        Key("x", "export", "Export", "this screen as an SVG", group="Everywhere"),
+        Key("ctrl+c", "leave", "", "leave from anywhere", group="Everywhere", priority=True),
+    )
 
     class Polled(Message):
         """A new snapshot has come from the poller's thread."""
@@ -71,16 +79,32 @@ class TqApp(App[None]):
             self.sentence = sentence
 
     def __init__(
-        self, root: Path, run: Path | None = None, *, clock: Callable[[], float] = time.time, every_s: float = 0.5
+        self,
+        root: Path,
+        run: Path | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        every_s: float = 0.5,
+        readonly: str = "",
+        note: str = "",
+        ascii: bool = False,
+        system: Callable[[], System] | None = None,
     ) -> None:
+        """`readonly`: why nothing may be started or stopped, "" where it may; `note`: a word in the footer for it."""
         super().__init__()
         self.register_theme(THEME)
-        self.theme = "tq"
+        self._ascii: tuple[LineFilter, ...] = (Ascii(),) if ascii else ()
+        self.readonly, self.note = readonly, note
+        self._complaint = ""
+        try:
+            self._settings = settings.load()
+        except ValueError as error:
+            self._settings, self._complaint = Settings(), str(error)
+        self.theme = self._settings.theme if self._settings.theme in self.available_themes else THEME.name
         # One spelling of every path: runs are told apart by it.
         self.root = Path(root).absolute()
         self.shown_root = str(root)
         self.clock = clock
-        self.readonly = ""
         self.snapshot = Snapshot(now=clock())
         self._first_run = run.absolute() if run else None
         self._polled = asyncio.Event()
@@ -92,7 +116,12 @@ class TqApp(App[None]):
             fail=lambda sentence: self._from_thread(self.Failed(sentence)),
             clock=clock,
             every_s=every_s,
+            system=system,
         )
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Textual's, and with --ascii ours."""
+        return [*super().get_line_filters(), *self._ascii]
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Ours beyond Textual's: text of second rank ($text-muted needs a background, which bare text has not)."""
@@ -103,6 +132,9 @@ class TqApp(App[None]):
         self.push_screen(RunsScreen(self._first_run))
         if self._first_run is not None:
             self.open_run(self._first_run)
+        if self._complaint:
+            self.notify(self._complaint, severity="warning", markup=False)
+        self.theme_changed_signal.subscribe(self, self._theme_changed)
         self.poller.start()
 
     def on_unmount(self) -> None:
@@ -111,14 +143,12 @@ class TqApp(App[None]):
 
     def on_tq_app_polled(self, message: Polled) -> None:
         """Keep the snapshot and draw it, on screens in the background too: they are then right when uncovered."""
-        self._stopping = {
-            p: t for p, t in self._stopping.items() if (run := message.snapshot.find(p)) and run.status.live
-        }
-        marked = tuple(
-            replace(run, asked_t=self._stopping[run.path]) if run.path in self._stopping else run
-            for run in message.snapshot.runs
-        )
-        self.snapshot = replace(message.snapshot, runs=marked)
+        self.snapshot = message.snapshot
+        if self._stopping:
+            live = {run.path for run in self.snapshot.live}
+            self._stopping = {path: t for path, t in self._stopping.items() if path in live}
+            marked = (replace(run, asked_t=self._stopping.get(run.path)) for run in self.snapshot.runs)
+            self.snapshot = replace(self.snapshot, runs=tuple(marked))
         for screen in self.screen_stack:
             if isinstance(screen, TqScreen):
                 screen.redraw()
@@ -135,7 +165,8 @@ class TqApp(App[None]):
         for _ in range(times):
             self._polled.clear()
             self.poller.poke()
-            await self._polled.wait()
+            async with asyncio.timeout(60):
+                await self._polled.wait()
 
     def open_run(self, path: Path) -> None:
         """Show one run in full."""
@@ -144,8 +175,16 @@ class TqApp(App[None]):
 
         self.push_screen(RunScreen(path))
 
+    def open_comparison(self, paths: Sequence[Path]) -> None:
+        """Show runs side by side."""
+        from tui.compare_screen import CompareScreen
+
+        self.push_screen(CompareScreen(paths))
+
     def open_form(self, values: dict[str, Any] | None = None, *, kind: str = "train") -> None:
         """Show the form for a new run, a quantize or a bench, filled with `values` (of an older run's config)."""
+        if self._refuse(self.readonly):
+            return
         from tui.new_run import NewRunScreen
 
         self.push_screen(NewRunScreen(values or {}, kind=kind))
@@ -158,8 +197,7 @@ class TqApp(App[None]):
 
     def stop_run(self, run: RunView, *, kill: bool = False) -> None:
         """Ask, then stop gracefully; with `kill`, or where that was asked before and has not helped, offer to kill."""
-        if run.status.state != "live":
-            self.notify(f"{run.name} is not running ({run.word})", severity="warning", markup=False)
+        if self._refuse(self.readonly or state.why_not_stop(run)):
             return
         asked = self._stopping.get(run.path)
         if asked is not None and self.clock() - asked >= PATIENCE_S:
@@ -176,9 +214,7 @@ class TqApp(App[None]):
 
     def resume_run(self, run: RunView) -> None:
         """Start a trainer that takes up this run where its checkpoint left it."""
-        if not run.status.resumable:
-            why = "is still running" if run.status.live else f"cannot be resumed ({run.word})"
-            self.notify(f"{run.name} {why}", severity="warning", markup=False)
+        if self._refuse(self.readonly or state.why_not_resume(run)):
             return
         self.notify(f"resuming {run.name} {run.tag}", markup=False)
         self.run_worker(partial(self._resume, run.path), thread=True, exit_on_error=False)
@@ -186,12 +222,31 @@ class TqApp(App[None]):
     def action_keys(self) -> None:
         """Show the keys and the signs."""
         if not isinstance(self.screen, Help):
-            self.push_screen(Help())
+            self.push_screen(Help(rows(self.screen, self)))
+
+    def action_palette(self) -> None:
+        """Find a command by a part of what it does."""
+        if not CommandPalette.is_open(self):
+            self.push_screen(CommandPalette(providers=[KeyCommands], placeholder="What do you want to do?"))
+
+    def action_theme(self) -> None:
+        """Choose a theme; it is remembered."""
+        self.search_themes()
+
+    def action_export(self) -> None:
+        """Save what is on the screen as an SVG in the working directory."""
+        name = f"tq-{time.strftime('%Y%m%d-%H%M%S', time.localtime(self.clock()))}.svg"
+        try:
+            Path(name).write_text(self.export_screenshot(title="tq"), encoding="utf-8")
+        except OSError as error:
+            self.notify(f"cannot write {name}: {error.strerror}", severity="error", markup=False)
+        else:
+            self.notify(f"saved {Path(name).absolute()}", markup=False)
 
     def action_leave(self) -> None:
         """Quit; with runs under way, first say that they go on."""
         live = self.snapshot.live
-        if not live:
+        if not live or self.readonly:
             self.exit()
             return
         names = ", ".join(f"{run.name} {run.tag}" for run in live[:3]) + (", ..." if len(live) > 3 else "")
@@ -204,6 +259,23 @@ class TqApp(App[None]):
             q=True,
         )
         self.push_screen(dialog, lambda yes: self.exit() if yes else None)
+
+    def _refuse(self, reason: str) -> bool:
+        if reason:
+            self.notify(reason, severity="warning", markup=False)
+        return bool(reason)
+
+    def _theme_changed(self, theme: Theme) -> None:
+        for screen in self.screen_stack:
+            if isinstance(screen, TqScreen):
+                screen.redraw()
+        if theme.name == self._settings.theme:
+            return
+        self._settings = replace(self._settings, theme=theme.name)
+        try:
+            settings.save(self._settings)
+        except OSError as error:
+            self.notify(f"the theme cannot be remembered: {error}", severity="warning", markup=False)
 
     def _from_thread(self, message: Message) -> None:
         # A snapshot that arrives after the end is for nobody.
@@ -247,60 +319,13 @@ class TqApp(App[None]):
             self._alerts_seen[run.path] = len(alerts)
 
 
-def main(root: Path, run: Path | None = None, *, once: bool = False) -> None:
-    """Open the dashboard on the list of runs in `root`, or on one run; `once` prints the list and returns."""
-    if once:
-        print_once(root)
-        return
-    app = TqApp(root, run)
+def main(root: Path, run: Path | None = None, *, readonly: bool = False, ascii: bool = False) -> None:
+    """Open the dashboard on the list of runs in `root`, or on one run."""
+    reason = "the dashboard was opened with --readonly: nothing can be started or stopped" if readonly else ""
+    app = TqApp(root, run, readonly=reason, note="READ-ONLY" if readonly else "", ascii=ascii)
     app.run()
     if live := app.snapshot.live:
         print(f"{go_on(len(live))}: {', '.join(view.path.name for view in live)}")
-
-
-def print_once(root: Path) -> None:
-    """Print the list of runs as a table of text."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from tui.runs_screen import COLUMNS
-
-    poller = Poller(Path(root), post=lambda _: None, fail=lambda _: None)
-    while not (snapshot := poller.poll()).whole:
-        pass
-    if not snapshot.runs:
-        print(f"no runs in {root}; start one with: tq train")
-        return
-    # Piped to a file there is no terminal to fit: take what the columns need.
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    columns = [c for c in COLUMNS if c.from_width <= console.width]
-    for column in columns:
-        table.add_column(column.title, justify=column.justify, no_wrap=True)
-    for view in snapshot.runs:
-        table.add_row(*(Text(column.text(view)) for column in columns))
-    console.print(table)
-
-
-def screenshot(
-    root: Path,
-    run: Path | None,
-    svg_path: Path,
-    *,
-    size: tuple[int, int] = (120, 36),
-    clock: Callable[[], float] = time.time,
-) -> None:
-    """Draw the list, or one run, without a terminal and save it as an SVG file."""
-
-    async def draw() -> None:
-        app = TqApp(root, run, clock=clock, every_s=3600)
-        async with app.run_test(size=size) as pilot:
-            await app.polled()
-            await pilot.pause()
-            Path(svg_path).write_text(app.export_screenshot(title="tq"), encoding="utf-8")
-
-    asyncio.run(draw())
 
 
 def go_on(n: int) -> str:

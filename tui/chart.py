@@ -18,6 +18,17 @@ from tui.curves import Curve, Picture
 class Chart(PlotextPlot):
     """Draws a Picture for its size. Hides nothing: NaN draws as a gap, and a click chooses the chart."""
 
+    # plotext draws on the surface colour
+    DEFAULT_CSS = """
+    Chart {
+        border: round $border-blurred;
+        background: $surface;
+        border-title-color: $foreground;
+        border-subtitle-color: $muted;
+    }
+    Chart.chosen { border: round $primary; }
+    """
+
     class Chosen(Message):
         """The chart was clicked; `twice` for a double click."""
 
@@ -59,8 +70,9 @@ class Chart(PlotextPlot):
         self._asked = picture
         width, height = self.content_size
         drawn, self._drawn = self._drawn, (picture, width, height, self.app.theme)
-        # By identity: the caller makes a new picture only when something in it is new.
-        if width < 12 or height < 3 or (drawn and drawn[0] is picture and drawn[1:] == self._drawn[1:]):
+        # By identity first: comparing long curves takes as long as drawing them.
+        same = drawn is not None and drawn[1:] == self._drawn[1:] and (drawn[0] is picture or drawn[0] == picture)
+        if same or width < 12 or height < 3:
             return
         self.border_title, self.border_subtitle = _legend(picture), _below(picture)
         plt = self.plt

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from tui import jobs, results, state
 from tui.dialogs import Confirm
+from tui.footer import Footer
 from tui.jobs import Job
 from tui.keys import Key
 from tui.screen import TqScreen, logo, spread
@@ -124,6 +125,7 @@ class JobScreen(TqScreen):
         self.query_one("#bar", Static).update(spread(logo(f"{job.command} {state.clean(job.title)}"), right, width))
         self.query_one("#job-command", Static).update("$ " + command_line(job))
         self.query_one("#job-state", Static).update(state_line(job, self.tq.clock()))
+        self.query_one(Footer).check()
         room = self.query_one("#job", VerticalScroll).scrollable_content_region.width
         if self._drawn == (job, room) or not room:
             return

@@ -15,7 +15,7 @@ The same letter means the same on every screen: n new, d duplicate, s stop, r re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -115,8 +115,7 @@ class Keyed:
         await self.press(next(key for key in self.KEYS if key.keys == keys))
 
 
-def usable(app: TqApp) -> Iterator[tuple[Keyed, Key]]:
-    """The keys of the screen that is on top, then the app's own."""
-    for owner in (app.screen, app):
-        if isinstance(owner, Keyed):
-            yield from ((owner, key) for key in owner.KEYS)
+def rows(screen: object, app: TqApp) -> list[tuple[Keyed, Key]]:
+    """The table: the keys of a screen, then the app's own, each with whom it belongs to."""
+    owners = [owner for owner in (screen, app) if isinstance(owner, Keyed)]
+    return [(owner, key) for owner in owners for key in owner.KEYS]

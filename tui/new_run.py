@@ -14,12 +14,13 @@ from textual.content import Content
 from textual.events import DescendantFocus
 from textual.suggester import SuggestFromList
 from textual.widget import Widget
-from textual.widgets import Button, Footer, Input, Static
+from textual.widgets import Button, Input, Static
 
 from tq import queue, runs
 from tui import form, state
 from tui.choice import Choice
 from tui.fold import Fold
+from tui.footer import Footer
 from tui.form import FORMS, FormField, Verdict
 from tui.job_screen import start_job
 from tui.keys import Key
@@ -94,6 +95,7 @@ class NewRunScreen(TqScreen):
         live = len(snapshot.live)
         right = Content.styled(f"{live} running " if live else "", "$muted")
         self.query_one("#bar", Static).update(spread(logo(f"new {self.command}"), right, self.size.width))
+        self.query_one(Footer).check()
 
     def on_resize(self) -> None:
         """The bar's right end moves."""
@@ -289,6 +291,7 @@ class NewRunScreen(TqScreen):
             error.update(Content.styled(words, "$warning"))
         else:
             error.update(Content.styled("✓ ready to start", "$success"))
+        self.query_one(Footer).check()
         for button in self.query(Button):
             button.disabled = not ready or (button.id == "enqueue" and self.command != "train")
 

@@ -11,11 +11,12 @@ from typing import Any, ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.content import Content
-from textual.widgets import DataTable, Footer, Static
+from textual.widgets import DataTable, Static
 
 from tq import queue
 from tq.queue import Entry, Runner
 from tui import jobs, results, state
+from tui.footer import Footer
 from tui.job_screen import REFRESH_S, SIGNS, JobScreen
 from tui.jobs import Job
 from tui.keys import Key
@@ -141,6 +142,7 @@ class QueueScreen(TqScreen):
         self._fill("#jobs", ("State", "What", "Of", "Found", "When"), rows, 1)
         self.query_one("#no-entries").display = not self.found.entries
         self.query_one("#no-jobs").display = not self.found.jobs
+        self.query_one(Footer).check()
 
     # --- keys ---
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tq import queue
+from tui import state
 from tui.keys import Key
 from tui.state import RunView
 
@@ -21,16 +22,6 @@ def _why_not(reason: Callable[[RunView], str]) -> Callable[[Any], str]:
         return reason(screen.run) if screen.run else "there is no run to do it with"
 
     return ask
-
-
-def _not_live(run: RunView) -> str:
-    return "" if run.status.state == "live" else f"{run.name} is not running ({run.word})"
-
-
-def _not_resumable(run: RunView) -> str:
-    if run.status.resumable:
-        return ""
-    return f"{run.name} is still running" if run.status.live else f"{run.name} cannot be resumed ({run.word})"
 
 
 def _no_file(run: RunView) -> str:
@@ -54,15 +45,17 @@ def _no_settings(run: RunView) -> str:
 
 
 RUN_KEYS = (
-    Key("s", "stop", "Stop", "stop after a checkpoint", group="Run", acts=True, why_not=_why_not(_not_live)),
-    Key("k", "kill", "", "kill: end it at once", group="Run", acts=True, why_not=_why_not(_not_live)),
-    Key("r", "resume", "Resume", "go on from the checkpoint", group="Run", acts=True, why_not=_why_not(_not_resumable)),
-    Key("e", "enqueue", "", "resume it later: put it in the queue", "Run", acts=True, why_not=_why_not(_not_resumable)),
-    Key("d", "duplicate", "Duplicate", "new run with these settings", group="Run", why_not=_why_not(_no_settings)),
-    Key("i", "inspect", "", "inspect the file: where its bytes go", group="Run", why_not=_why_not(_no_file)),
-    Key("b", "bench", "", "how fast it is beside float", group="Run", acts=True, why_not=_why_not(_no_packed_file)),
-    Key("z", "quantize", "", "quantize a float run", group="Run", acts=True, why_not=_why_not(_not_float)),
-    Key("u", "queue", "Queue", "the queue, and what quantize, bench and inspect found"),
+    Key("s", "stop", "Stop", "stop it after a checkpoint", "Runs", acts=True, why_not=_why_not(state.why_not_stop)),
+    Key("k", "kill", "", "kill it: it ends at once", "Runs", acts=True, why_not=_why_not(state.why_not_stop)),
+    Key(
+        "r", "resume", "Resume", "go on from the checkpoint", "Runs", acts=True, why_not=_why_not(state.why_not_resume)
+    ),
+    Key("e", "enqueue", "", "resume it when its turn comes", "Runs", acts=True, why_not=_why_not(state.why_not_resume)),
+    Key("d", "duplicate", "Duplicate", "a form with its settings", "Runs", acts=True, why_not=_why_not(_no_settings)),
+    Key("i", "inspect", "", "where the bytes of its file go", "Runs", acts=True, why_not=_why_not(_no_file)),
+    Key("b", "bench", "", "how fast it is beside float", "Runs", acts=True, why_not=_why_not(_no_packed_file)),
+    Key("z", "quantize", "", "quantize a float run", "Runs", acts=True, why_not=_why_not(_not_float)),
+    Key("u", "queue", "Queue", "the queue, and results", "Runs"),
 )
 
 

@@ -10,21 +10,20 @@ from textual.app import ComposeResult
 from textual.containers import Center, Container, VerticalScroll
 from textual.content import Content
 from textual.events import Resize
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
 
 from tq.history import RunState
 from tui import curves, metrics, panels, run_text
 from tui.chart import Chart
 from tui.curves import Picture, Window
+from tui.footer import Footer
 from tui.keys import Key
 from tui.metrics import METRICS, View
 from tui.panels import Search
 from tui.run_actions import RUN_KEYS, RunActions
-from tui.screen import TqScreen, logo, spread
+from tui.screen import LEAST, TqScreen, logo, spread
 from tui.state import RunView, Snapshot
 
-# Fewer columns or rows than this show nothing that could be read.
-SMALLEST = (60, 16)
 # Rows of a chart from which two of them stand one above the other, and columns from which three stand side by side.
 TWO_ROWS, THREE_COLUMNS = 24, 150
 
@@ -87,7 +86,6 @@ class RunScreen(RunActions, TqScreen):
 
     def compose(self) -> ComposeResult:
         """From top to bottom; trouble is shown before any chart."""
-        yield Static(id="small", markup=False)
         yield Static(id="bar")
         yield Static(id="status")
         yield Static(id="tiles")
@@ -131,13 +129,7 @@ class RunScreen(RunActions, TqScreen):
         width, height = self.size
         found = snapshot.find(self.path)
         self._seen = found or self._seen
-        tiny = width < SMALLEST[0] or height < SMALLEST[1]
-        self.set_class(tiny, "-tiny")
-        if tiny:
-            word = f"{self.run.word}\n" if self.run else ""
-            asked = f"a run needs {SMALLEST[0]} columns and {SMALLEST[1]} rows, here are {width} and {height}"
-            self.query_one("#small", Static).update(word + asked)
-        if self.run is None or not width or tiny:
+        if self.run is None or width < LEAST[0] or height < LEAST[1]:
             return
         run = self.run
         at = Content.assemble((run.path.name, "$muted"), " ")
@@ -146,9 +138,10 @@ class RunScreen(RunActions, TqScreen):
         self.query_one("#tiles", Static).update(run_text.tiles(run.state, width - 2))
         self.query_one("#size", Static).update(run_text.size(run.state, width - 2))
         self._arrange(run)
-        self._draw_trouble(run, gone=found is None)
+        self._draw_trouble(run, gone=found is None or found.gone)
         self._draw_charts(run)
         self._draw_panel(run)
+        self.query_one(Footer).check()
 
     # --- keys ---
 

@@ -8,7 +8,7 @@ from textual.content import Content
 
 from tq.history import RunState
 from tui import state
-from tui.bars import bar
+from tui.bars import bar, padded
 from tui.state import RunView
 
 # What a phase is busy with, for a run that has no curve yet.
@@ -37,6 +37,8 @@ def status_line(run: RunView, width: int) -> Content:
         if run.status.silent_s >= 10 and s.phase in ("train", "float"):
             left += Content.styled(f", silent {state.span(run.status.silent_s)}", "$warning")
     left += Content.styled(f"  {state.span(run.elapsed_s)} in all  ", "$muted")
+    if run.share < 1:
+        left += Content.styled(f"reading the log {100 * run.share:.0f}%  ", "$warning")
     accuracy = state.packed_accuracy(s)
     if run.status.state == "done" and accuracy == accuracy:
         left += Content.assemble(("packed file ", "$muted"), (state.percent(accuracy, 2), "bold $success"), "  ")
@@ -147,6 +149,8 @@ def gone(run: RunView) -> tuple[str, Content]:
 
 def waiting(run: RunView) -> Content:
     """What to say while there is no curve: what it is busy with, and the phases so far with their time."""
+    if run.share < 1:
+        return Content.assemble(("reading the log", "bold"), f"\n{padded(run.share, 30)} {100 * run.share:.0f}%")
     if not run.status.live:
         return Content.styled("no step was logged", "$muted")
     doing = BUSY.get(run.state.phase, state.clean(run.state.phase) or "the trainer is starting")

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual.content import Content
@@ -16,17 +17,20 @@ from textual.widgets import Static
 from tq import runs
 from tq.events import EventLog, encode
 from tui.app import TqApp
+from tui.system import System
 
 REPOSITORY = Path(__file__).parents[2]
 NOW = 1_800_000_000.0
+SYSTEM = System(cpu=41.0, used_bytes=9.8e9, total_bytes=33.5e9)
 MakeRun = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def _same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def _same_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Children find the packages; colours, commit and version do not depend on where the tests run."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
     monkeypatch.setattr(runs, "_git_commit", lambda: "0123abc")
     monkeypatch.setattr("platform.python_version", lambda: "3.11.0")
 
@@ -162,8 +166,8 @@ def demo(make_run: MakeRun) -> list[Path]:
 def dashboard(root: Path) -> Callable[..., TqApp]:
     """A dashboard with a stopped clock that reads the disk only on `await app.polled()`."""
 
-    def build(run: Path | None = None, *, clock: Callable[[], float] = lambda: NOW, every_s: float = 3600) -> TqApp:
-        return TqApp(root, run, clock=clock, every_s=every_s)
+    def build(run: Path | None = None, *, clock: Callable[[], float] = lambda: NOW, **options: Any) -> TqApp:
+        return TqApp(root, run, clock=clock, **{"every_s": 3600, "system": lambda: SYSTEM, **options})
 
     return build
 
