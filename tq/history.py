@@ -244,7 +244,7 @@ class History:
 
     def _on_step(self, event: Event) -> None:
         get = event.get
-        point = Point(*[number(get(key)) for key in _STEP_FIELDS], t=self._worked_s(event["t"]))
+        point = Point._make([*[number(get(key)) for key in _STEP_FIELDS], self._worked_s(event["t"]), 1])
         if not math.isfinite(point.step):
             return
         self._add(point)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.content import Content
+from textual.events import Resize
 from textual.widgets import Static
 
 from tui import jobs, results, state
@@ -80,7 +81,7 @@ class JobScreen(TqScreen):
     CSS_PATH = "job_screen.tcss"
     KEYS: ClassVar[tuple[Key, ...]] = (
         Key("escape,backspace", "back", "Back", "back; what works goes on"),
-        Key("s", "stop", "Stop", "stop it; a quantize keeps what it has learned", acts=True, why_not=_working),
+        Key("s", "stop", "Stop", "stop it, as with ^c", acts=True, why_not=_working),
         Key("g", "again", "Again", "start the same command again", acts=True, why_not=_ended),
         Key("i", "inspect", "Inspect", "where the bytes of its file go", why_not=_packed),
         Key("b", "bench", "Bench", "how fast its file is beside float", acts=True, why_not=_packed),
@@ -107,7 +108,7 @@ class JobScreen(TqScreen):
         self.set_interval(REFRESH_S, self.refresh_job)
         self.show(self.tq.snapshot)
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: Resize) -> None:
         """Bars are as wide as there is room."""
         self.call_after_refresh(self.redraw)
 

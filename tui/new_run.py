@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
-from textual.events import DescendantFocus
+from textual.events import DescendantFocus, Resize
 from textual.suggester import SuggestFromList
 from textual.widget import Widget
 from textual.widgets import Button, Input, Static
@@ -56,7 +56,7 @@ class NewRunScreen(TqScreen):
         Key("ctrl+y", "copy", "Copy command", "copy the command line", "Form", why_not=_wrong, priority=True),
         Key("down", "app.focus_next", "Next", "next field", "Form"),
         Key("up", "app.focus_previous", "", "previous field", "Form"),
-        Key("left,right,space", "app.focus_next", "", "in a choice: another word; on a heading: fold, unfold", "Form",
+        Key("left,right,space", "app.focus_next", "", "another word; fold, unfold", "Form",
             shown="← →", why_not=lambda _: "this turns choices and headings"),
     )  # fmt: skip
 
@@ -97,7 +97,7 @@ class NewRunScreen(TqScreen):
         self.query_one("#bar", Static).update(spread(logo(f"new {self.command}"), right, self.size.width))
         self.query_one(Footer).check()
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: Resize) -> None:
         """The bar's right end moves."""
         self.redraw()
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.content import Content
+from textual.events import Resize
 from textual.widgets import DataTable, Static
 
 from tq import queue
@@ -68,16 +69,16 @@ class QueueScreen(TqScreen):
 
     CSS_PATH = "queue_screen.tcss"
     KEYS: ClassVar[tuple[Key, ...]] = (
-        Key("escape,backspace", "back", "Back", "back; the queue is worked off without the dashboard too"),
+        Key("escape,backspace", "back", "Back", "back; the queue goes on"),
         Key("enter", "open", "Open", "open the run or the result", why_not=_cannot_open, priority=True),
         Key("K,shift+up", "move(-1)", "Up", "start it earlier", "Queue", acts=True, why_not=_cannot_move),
         Key("J,shift+down", "move(1)", "Down", "start it later", "Queue", acts=True, why_not=_cannot_move),
-        Key("c,delete", "cancel", "Take out", "take it out; a result is forgotten, its files stay", "Queue", acts=True,
+        Key("c,delete", "cancel", "Take out", "take it out, forget a result", "Queue", acts=True,
             why_not=_cannot_go),
-        Key("p", "pause", "Pause", "pause the device's queue (its run stops with a checkpoint), or go on", "Queue",
+        Key("p", "pause", "Pause", "pause the device, or go on", "Queue",
             acts=True, why_not=_no_runner),
-        Key("n", "new", "New", "a form for train, quantize or bench"),
-        Key("tab,shift+tab", "app.focus_next", "Other table", "from the queue to the results and back"),
+        Key("n", "new", "New", "train, quantize or bench"),
+        Key("tab,shift+tab", "app.focus_next", "Other table", "queue or results"),
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -104,7 +105,7 @@ class QueueScreen(TqScreen):
         self.read()
         self.show(self.tq.snapshot)
 
-    def on_resize(self) -> None:
+    def on_resize(self, event: Resize) -> None:
         """The last column takes what is left."""
         self._keys_drawn = ([], [])
         self.redraw()

@@ -50,9 +50,9 @@ RUN_KEYS = (
     Key(
         "r", "resume", "Resume", "go on from the checkpoint", "Runs", acts=True, why_not=_why_not(state.why_not_resume)
     ),
-    Key("e", "enqueue", "", "resume it when its turn comes", "Runs", acts=True, why_not=_why_not(state.why_not_resume)),
+    Key("e", "enqueue", "", "queue its resumption", "Runs", acts=True, why_not=_why_not(state.why_not_resume)),
     Key("d", "duplicate", "Duplicate", "a form with its settings", "Runs", acts=True, why_not=_why_not(_no_settings)),
-    Key("i", "inspect", "", "where the bytes of its file go", "Runs", acts=True, why_not=_why_not(_no_file)),
+    Key("i", "inspect", "", "where its bytes go", "Runs", acts=True, why_not=_why_not(_no_file)),
     Key("b", "bench", "", "how fast it is beside float", "Runs", acts=True, why_not=_why_not(_no_packed_file)),
     Key("z", "quantize", "", "quantize a float run", "Runs", acts=True, why_not=_why_not(_not_float)),
     Key("u", "queue", "Queue", "the queue, and results", "Runs"),

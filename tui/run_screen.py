@@ -50,24 +50,24 @@ class RunScreen(RunActions, TqScreen):
 
     CSS_PATH = "run_screen.tcss"
     KEYS: ClassVar[tuple[Key, ...]] = (
-        Key("escape,backspace", "back", "Back", "back: from search, full size, and to the list"),
-        *RUN_KEYS,
+        Key("escape,backspace", "back", "Back", "back, step by step"),
+        Key("tab", "panel(1)", "Panel", "next panel: log, layers, ...", "Panel"),
+        Key("shift+tab", "panel(-1)", "", "previous panel", "Panel"),
+        Key("slash", "search", "Search", "search in the log", "Panel"),
         Key("c", "chart(1)", "Chart", "choose the next chart", "Charts", why_not=_no_curve),
         Key("C", "chart(-1)", "", "choose the previous chart", "Charts", why_not=_no_curve),
         Key("m", "maximise", "Max", "the chosen chart alone", "Charts", why_not=_no_curve),
-        Key("plus,equals_sign", "zoom(1)", "Zoom", "zoom in; the newest stretch first", "Charts", why_not=_no_curve),
+        Key("plus,equals_sign", "zoom(1)", "Zoom", "zoom in, to the newest", "Charts", why_not=_no_curve),
         Key("minus", "zoom(-1)", "", "zoom out", "Charts", why_not=_no_window),
+        *RUN_KEYS,
         Key("left", "pan(-1)", "", "earlier", "Charts", why_not=_no_window),
         Key("right", "pan(1)", "", "later", "Charts", why_not=_no_window),
         Key("0", "whole", "", "the whole run", "Charts", why_not=_no_window),
-        Key("a", "axis", "Axis", "x axis: epochs, steps or time", "Charts", why_not=_no_curve),
-        Key("l", "log", "Log y", "logarithmic y axis of the chosen chart", "Charts", why_not=_no_curve),
-        Key("w", "smooth", "Smooth", "smooth the training curves: off, 1, 5, 20 %", "Charts", why_not=_no_curve),
-        Key("tab", "panel(1)", "Panel", "next panel: log, alerts, layers, phases, settings", "Panel"),
-        Key("shift+tab", "panel(-1)", "", "previous panel", "Panel"),
+        Key("a", "axis", "Axis", "x: epochs, steps or time", "Charts", why_not=_no_curve),
+        Key("l", "log", "Log", "log y of the chosen chart", "Charts", why_not=_no_curve),
+        Key("w", "smooth", "Smooth", "smooth: off, 1, 5, 20 %", "Charts", why_not=_no_curve),
         Key("f", "full", "Full", "the panel alone", "Panel"),
-        Key("slash", "search", "Search", "search in the log", "Panel"),
-        Key("n", "next", "", "next match of the search; without one a new run", "Panel", why_not=_nothing_found),
+        Key("n", "next", "", "next match, or a new run", "Panel", why_not=_nothing_found),
         Key("N", "match(-1)", "", "previous match", "Panel", why_not=_no_search),
     )
 
@@ -115,7 +115,7 @@ class RunScreen(RunActions, TqScreen):
         self.call_after_refresh(self.redraw)
 
     @property
-    def run(self) -> RunView | None:  # type: ignore[override]
+    def run(self) -> RunView | None:
         """This run as it was last seen; that is kept where its directory has gone."""
         return self._seen
 
@@ -307,11 +307,9 @@ class RunScreen(RunActions, TqScreen):
         for metric in METRICS:
             chart = self.query_one(f"#{metric.name}", Chart)
             chart.display = metric in shown
-            if metric not in shown:
-                continue
-            chosen = metric is known[self._chart]
-            chart.set_class(chosen and len(shown) > 1, "chosen")
-            chart.draw(self._picture(run.state, metric))
+            chart.set_class(metric is known[self._chart] and len(shown) > 1, "chosen")
+            if metric in shown:
+                chart.draw(self._picture(run.state, metric))
 
     def _grid(self, count: int, height: int) -> tuple[int, int]:
         """Columns and rows of the charts that are in sight at once."""
