@@ -93,6 +93,8 @@ def _sys(s: RunState, key: str) -> float:
 
 def waiting(run: RunView) -> Content:
     """What to say while there is no curve."""
+    if run.share < 1:
+        return Content.assemble(("reading the log", "bold"), "\n", (f"{100 * run.share:.0f}%", "$muted"))
     if not run.status.live:
         return Content.styled("no step was logged", "$muted")
     doing = BUSY.get(run.state.phase, run.state.phase or "starting")
