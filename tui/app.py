@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from textual.app import App
-from textual.command import CommandPalette
 from textual.filter import LineFilter
 from textual.message import Message
 from textual.theme import Theme
@@ -21,7 +21,6 @@ from tui import settings, state
 from tui.ascii import Ascii
 from tui.dialogs import Confirm, Help
 from tui.keys import Key, Keyed, rows
-from tui.palette import KeyCommands
 from tui.poll import Poller
 from tui.runs_screen import RunsScreen
 from tui.screen import TqScreen
@@ -89,12 +88,16 @@ class TqApp(Keyed, App[None]):
         note: str = "",
         ascii: bool = False,
         system: Callable[[], System] | None = None,
+        beat: Callable[[], None] | None = None,
     ) -> None:
-        """`readonly`: why nothing may be started or stopped, "" where it may; `note`: a word in the footer for it."""
+        """`readonly`: why nothing may be started or stopped, "" where it may; `note`: a word in the footer for it.
+
+        beat: called five times a second (a replay writes its events then).
+        """
         super().__init__()
         self.register_theme(THEME)
         self._ascii: tuple[LineFilter, ...] = (Ascii(),) if ascii else ()
-        self.readonly, self.note = readonly, note
+        self.readonly, self.note, self._beat = readonly, note, beat
         self._complaint = ""
         try:
             self._settings = settings.load()
@@ -135,6 +138,15 @@ class TqApp(Keyed, App[None]):
         if self._complaint:
             self.notify(self._complaint, severity="warning", markup=False)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
+        self.call_after_refresh(self._start_reading)
+        if self._beat:
+            self.set_interval(0.2, self._beat)
+
+    def _start_reading(self) -> None:
+        # After the first frame: reading would take the interpreter away from drawing it. What exists by now stays, so
+        # the collector, which main() has kept away from it, need never look at it.
+        gc.freeze()
+        gc.enable()
         self.poller.start()
 
     def on_unmount(self) -> None:
@@ -226,6 +238,10 @@ class TqApp(Keyed, App[None]):
 
     def action_palette(self) -> None:
         """Find a command by a part of what it does."""
+        from textual.command import CommandPalette
+
+        from tui.palette import KeyCommands
+
         if not CommandPalette.is_open(self):
             self.push_screen(CommandPalette(providers=[KeyCommands], placeholder="What do you want to do?"))
 
@@ -319,13 +335,51 @@ class TqApp(Keyed, App[None]):
             self._alerts_seen[run.path] = len(alerts)
 
 
-def main(root: Path, run: Path | None = None, *, readonly: bool = False, ascii: bool = False) -> None:
-    """Open the dashboard on the list of runs in `root`, or on one run."""
+def main(
+    root: Path,
+    run: Path | None = None,
+    *,
+    once: bool = False,
+    demo: bool = False,
+    readonly: bool = False,
+    ascii: bool = False,
+) -> None:
+    """Open the dashboard on the list of runs in `root`, or on one run; `once` prints its first frame instead.
+
+    demo: on a replay of recorded runs, in a directory that is gone afterwards.
+    """
+    if demo:
+        _demo(once=once, ascii=ascii)
+        return
     reason = "the dashboard was opened with --readonly: nothing can be started or stopped" if readonly else ""
     app = TqApp(root, run, readonly=reason, note="READ-ONLY" if readonly else "", ascii=ascii)
-    app.run()
-    if live := app.snapshot.live:
+    _show(app, once=once)
+    if not once and (live := app.snapshot.live):
         print(f"{go_on(len(live))}: {', '.join(view.path.name for view in live)}")
+
+
+def _demo(*, once: bool, ascii: bool) -> None:
+    from tempfile import TemporaryDirectory
+
+    from tui.demo import READ_ONLY, Replay
+
+    with TemporaryDirectory(prefix="tq-demo-") as root:
+        replay = Replay(Path(root))
+        app = TqApp(Path(root), readonly=READ_ONLY, note="REPLAY", ascii=ascii, beat=replay.advance)
+        app.shown_root = "a replay of recorded runs"
+        _show(app, once=once)
+        replay.close()
+
+
+def _show(app: TqApp, *, once: bool) -> None:
+    if once:
+        from tui.frame import print_once
+
+        print_once(app)
+    else:
+        # A tenth of the time to the first frame is the collector's, and finds nothing: see _start_reading.
+        gc.disable()
+        app.run()
 
 
 def go_on(n: int) -> str:

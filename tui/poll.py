@@ -21,7 +21,8 @@ from tui.state import RunView, Snapshot, clean
 from tui.system import Probe, System
 
 OUTPUT_LINES = 200
-# A snapshot is posted after so long even where there is more to read.
+# A snapshot is posted after so much work even where there is more to read. Processor time: on a busy machine the
+# screens would else be drawn more often than the logs are read.
 READ_S = 0.25
 # Between two pieces the user interface gets its turn.
 PIECE_BYTES = 65_536
@@ -95,7 +96,7 @@ class Poller(threading.Thread):
         now, watched, everything = self._clock(), self._watched, self._all
         self._all = False
         self._list(everything, watched)
-        deadline = time.monotonic() + READ_S
+        deadline = time.thread_time() + READ_S
         first = self._known.get(watched) if watched else None
         if first:
             first.read(now, deadline, force=True, first=True)
@@ -145,7 +146,7 @@ class _Known:
         self._state = RunState()
 
     def read(self, now: float, deadline: float, *, force: bool, first: bool = False) -> None:
-        """Bring `view` up to date; past the deadline (of time.monotonic) only what takes no time."""
+        """Bring `view` up to date; past the deadline (of time.thread_time) only what takes none."""
         begun = time.monotonic()
         settled = self.view.share == 1 and self.view.status.state in OVER
         if settled and not force and begun - self._looked < SELDOM_S:
@@ -164,18 +165,20 @@ class _Known:
             # What was read is from long ago: what counts is the end of the log. Once is enough until it is reached.
             status = self.view.status if self.view.now else runs.status(self.path, now=now)
         gone = stamps[-1] == (0, 0)
+        # Half a log is not shown: its numbers would be taken for the last ones, and drawing them delays the rest.
+        state = self._state if share == 1 else self.view.state
         self.view = replace(
-            self.view, status=status, state=self._state, manifest=self._manifest, now=now, share=share, gone=gone
+            self.view, status=status, state=state, manifest=self._manifest, now=now, share=share, gone=gone
         )
 
     def _read_log(self, deadline: float, *, first: bool) -> float:
         """Read until the end or the deadline; returns how much of the log has been read."""
         # Past the deadline new events of a known log take no time, an unread log would; the first has its piece anyway.
-        if time.monotonic() >= deadline and self._follower.share < 1 and not first:
+        if time.thread_time() >= deadline and self._follower.share < 1 and not first:
             return self._follower.share
         while True:
             self._state = self._follower.poll(PIECE_BYTES)
-            if (share := self._follower.share) == 1 or time.monotonic() >= deadline:
+            if (share := self._follower.share) == 1 or time.thread_time() >= deadline:
                 return share
             # The user interface waits for this thread wherever it needs the interpreter: give it a turn.
             time.sleep(0)

@@ -140,7 +140,7 @@ class QueueScreen(TqScreen):
         rows = {e.id: self._entry_cells(i, e) for i, e in enumerate(self.found.entries)}
         self._fill("#entries", ("", "State", "Run", "Device", "Command"), rows, 0)
         rows = {job.id: self._job_cells(job) for job in self.found.jobs}
-        self._fill("#jobs", ("State", "What", "Of", "Found", "When"), rows, 1)
+        self._fill("#jobs", ("State", "What", "Of", "When", "Found"), rows, 1)
         self.query_one("#no-entries").display = not self.found.entries
         self.query_one("#no-jobs").display = not self.found.jobs
         self.query_one(Footer).check()
@@ -237,6 +237,8 @@ class QueueScreen(TqScreen):
         """Bring a table up to date; its cursor stays on its row."""
         table = self.query_one(selector, DataTable)
         table.display = bool(rows)
+        # A heading and its rows, but never so many that the other table has no room.
+        table.styles.height = min(len(rows) + 1, max(4, self.size.height // 2 - 3)) if at == 0 else "1fr"
         kept = table.cursor_row
         known = self._keys_drawn[at]
         chosen = known[kept] if 0 <= kept < len(known) else None
@@ -279,8 +281,8 @@ class QueueScreen(TqScreen):
             Text(f"{icon} {job.state}", style=self.tq.theme_variables.get(tone, "")),
             Text(job.command),
             Text(state.clean(job.title)),
-            Text(headline(job), no_wrap=True, overflow="ellipsis"),
             Text(when),
+            Text(headline(job), no_wrap=True, overflow="ellipsis"),
         ]
 
 
