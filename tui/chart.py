@@ -119,12 +119,12 @@ class Chart(PlotextPlot):
 
 
 def _legend(picture: Picture) -> Content:
-    parts: list[Content | tuple[str, str]] = [Content.styled(picture.title, "bold")]
+    parts: list[Content | tuple[str, str]] = [Content.styled(picture.title, "bold"), (" ", "")]
     for curve in picture.curves:
         if curve.label:
-            parts += [("  • " if curve.dots else "  ━ ", f"${curve.tone}"), (curve.label, "$muted")]
+            parts += [(" • " if curve.dots else " ━ ", f"${curve.tone}"), (curve.label, "$muted")]
         if curve.best is not None:
-            parts += [("  ★ ", "$success"), (f"{curve.best[1]:.4g}", "")]
+            parts += [(" ★ ", "$success"), (f"{curve.best[1]:.4g}", "")]
     return Content.assemble(*parts)
 
 

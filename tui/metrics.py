@@ -122,7 +122,7 @@ def picture(state: RunState, metric: Metric, view: View, *, place: str = "") -> 
         x_label=on.label,
         whole=on.label == "epochs" and high - low >= 3,
         log=metric.name in view.log,
-        note=" · ".join(filter(None, (place, f"smoothed {100 * share:g}%" if share else ""))),
+        note=" · ".join(filter(None, (place, f"smooth {100 * share:g}%" if share else ""))),
     )
 
 

@@ -323,7 +323,7 @@ class RunScreen(RunActions, TqScreen):
         old = self._pictures.get(metric.name)
         if old is not None and old[0] is state and old[1] == self.view:
             return old[2]
-        made = metrics.picture(state, metric, self.view, place=f"{known.index(metric) + 1} of {len(known)}")
+        made = metrics.picture(state, metric, self.view, place=f"{known.index(metric) + 1}/{len(known)}")
         self._pictures[metric.name] = state, self.view, made
         return made
 

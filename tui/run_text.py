@@ -133,11 +133,9 @@ def _way_on(run: RunView) -> Content:
     if not run.status.resumable:
         return Content("")
     step = run.state.checkpoint_step
-    since = f"from its checkpoint at step {step:,}" if step else "from the start"
+    since = f"from step {step:,}" if step else "from the start, there is no checkpoint"
     key, word = "bold $primary", "$muted"
-    return Content.assemble(
-        ("r", key), (f" resumes it {since}   ", word), ("d", key), (" starts another with its settings", word)
-    )
+    return Content.assemble(("r", key), (f" resumes it {since}   ", word), ("d", key), (" duplicates it", word))
 
 
 def gone(run: RunView) -> tuple[str, Content]:

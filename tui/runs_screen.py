@@ -86,7 +86,9 @@ class RunsScreen(RunActions, TqScreen):
 
     def on_screen_resume(self) -> None:
         """Back from a run: its output is no longer the one to read."""
-        self.tq.poller.watch(self._chosen)
+        # Where the dashboard opens on a run, this comes after that run's screen has asked for its own output.
+        if self.is_current:
+            self.tq.poller.watch(self._chosen)
 
     # --- drawing ---
 

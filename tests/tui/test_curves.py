@@ -268,7 +268,7 @@ def test_a_picture_follows_the_view() -> None:
         state, BY_NAME["loss"], View("step", Window(0.5, 1), len(SMOOTHING) - 1, frozenset({"loss"})), place="1 of 2"
     )
     assert (near.x_low, near.x_high, near.x_label, near.log) == (10, 20, "steps", True)
-    assert near.note == "1 of 2 · smoothed 20%"
+    assert near.note == "1 of 2 · smooth 20%"
     assert list(near.curves[0].ys) == curves.smooth([p.loss for p in state.points], 0.2)
 
 

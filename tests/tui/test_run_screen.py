@@ -64,7 +64,7 @@ async def test_c_chooses_the_next_chart_and_turns_the_page(demo: list[Path], das
         await pilot.press("c")
         await pilot.pause()
         assert (chosen(app), charts(app)) == ("lr", ["lr", "speed"])
-        assert picture(app, "lr").note == "3 of 5"
+        assert picture(app, "lr").note == "3/5"
         await pilot.press("C", "C", "C")
         await pilot.pause()
         assert charts(app) == ["flips"], "around the end, where the last page has one"
@@ -148,7 +148,7 @@ async def test_w_smooths_the_training_curve_alone(demo: list[Path], dashboard: B
         await app.polled()
         raw = picture(app)
         await pilot.press("w", "w", "w")
-        assert picture(app).note.endswith("smoothed 20%")
+        assert picture(app).note.endswith("smooth 20%")
         assert list(picture(app).curves[0].ys) != list(raw.curves[0].ys)
         assert list(picture(app).curves[1].ys) == list(raw.curves[1].ys)
         await pilot.press("w")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from tui import new_run
 from tui.app import TqApp
 
 SMALL, LARGE = (80, 24), (120, 36)
@@ -44,50 +42,6 @@ def test_the_list(snap_compare: SnapCompare, demo: list[Path], dashboard: Build,
 
 def test_an_empty_list(snap_compare: SnapCompare, dashboard: Build) -> None:
     assert snap_compare(dashboard(), terminal_size=SMALL, run_before=after())
-
-
-@both_sizes
-@pytest.mark.parametrize("which", [1, 4], ids=["failed", "live"])
-def test_a_run(snap_compare: SnapCompare, demo: list[Path], dashboard: Build, size: Size, which: int) -> None:
-    assert snap_compare(dashboard(demo[which]), terminal_size=size, run_before=after())
-
-
-@pytest.mark.parametrize("which", [0, 2, 5], ids=["done", "crashed", "compiling"])
-def test_another_run(snap_compare: SnapCompare, demo: list[Path], dashboard: Build, which: int) -> None:
-    assert snap_compare(dashboard(demo[which]), terminal_size=SMALL, run_before=after())
-
-
-@pytest.mark.parametrize("panel", [1, 2, 3], ids=["alerts", "settings", "layers"])
-def test_a_panel(snap_compare: SnapCompare, demo: list[Path], dashboard: Build, panel: int) -> None:
-    assert snap_compare(dashboard(demo[4]), terminal_size=LARGE, run_before=after(*["right"] * panel))
-
-
-@dataclass(frozen=True)
-class SmallConfig:
-    """Stands in for TrainConfig, so that its next setting does not change the picture."""
-
-    model: str = "resnet20"
-    """which network, e.g. resnet20"""
-    compile: bool = True
-    """compile the step"""
-    optimizer: Literal["sgd", "adamw", "hysteresis-sgd"] = "sgd"
-    """what moves the weights; too long a text for the line beside the field, where it is cut off"""
-    image_size: int | None = None
-    """height and width in pixels"""
-    lr: float = 0.05
-    """peak learning rate"""
-    milestones: tuple[float, ...] = (0.3, 0.6)
-    """where the rate falls"""
-
-    def __post_init__(self) -> None:
-        if self.model != "resnet20":
-            raise ValueError(f"unknown model {self.model!r}: expected resnet20")
-
-
-@both_sizes
-def test_the_form(snap_compare: SnapCompare, dashboard: Build, size: Size, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(new_run, "TrainConfig", SmallConfig)
-    assert snap_compare(dashboard(), terminal_size=size, run_before=after("n", "x"))
 
 
 @pytest.mark.parametrize("keys", [["down", "s"], ["q"], ["question_mark"]], ids=["stop", "quit", "help"])
