@@ -116,7 +116,7 @@ class QueueScreen(TqScreen):
 
     def read(self) -> None:
         """Read queue and jobs in a worker's thread."""
-        if self.is_current:
+        if self.app.screen is self:
             self.run_worker(self._read, thread=True, exclusive=True, group="read", exit_on_error=False)
 
     @property

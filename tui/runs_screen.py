@@ -87,7 +87,7 @@ class RunsScreen(RunActions, TqScreen):
     def on_screen_resume(self) -> None:
         """Back from a run: its output is no longer the one to read."""
         # Where the dashboard opens on a run, this comes after that run's screen has asked for its own output.
-        if self.is_current:
+        if self.app.screen is self:
             self.tq.poller.watch(self._chosen)
 
     # --- drawing ---
@@ -161,7 +161,8 @@ class RunsScreen(RunActions, TqScreen):
 
     def _choose(self, path: Path | None) -> None:
         self._chosen = path
-        if self.is_current:
+        # Not is_current: that is true of a screen below another, too.
+        if self.app.screen is self:
             self.tq.poller.watch(path)
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
