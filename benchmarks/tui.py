@@ -7,12 +7,13 @@ open 100,000 events    from the first frame of `--run` until a number stands the
 list of 500 runs       from the first frame until the list counts 500
 idle, 500 runs         processor time over 10 s in which nothing happens, in percent of one core
 8 live runs            the same, while 8 runs write 5 events a second each
-key during a replay    from a key until the line of the run it leads to, while three such logs are being read; the median
+key during a replay    from a key until the line of the run it leads to, while three such logs are read; the median
 
-On a machine that does other things too, a time by the clock says mostly what those do. So the goals are held against the
-processor time that the process used meanwhile, by the kernel's account of all its threads (/proc/PID/task/TID/schedstat,
-nanoseconds): its threads run one at a time (the interpreter's lock), so it is what the clock shows on an idle core. The
-key's time contains what the reading thread got in between. The clock's time is kept beside it.
+On a machine that does other things too, a time by the clock says mostly what those do. So the goals are held against
+the processor time that the process used meanwhile, by the kernel's account of all its threads
+(/proc/PID/task/TID/schedstat, nanoseconds): its threads run one at a time (the interpreter's lock), so it is what the
+clock shows on an idle core. The key's time contains what the reading thread got in between. The clock's time is kept
+beside it.
 """
 
 from __future__ import annotations
@@ -220,7 +221,7 @@ def eight_live(root: Path) -> dict[str, float]:
 
 
 def key_during_replay(root: Path) -> dict[str, float]:
-    """Ten short runs and three logs of 100,000 events; every key goes to a run whose name was not on the strip before."""
+    """Ten short runs and three logs of 100,000 events; every key goes to a run whose name was not on the strip."""
     long = [run(root, i, EVENTS) for i in range(3)]
     names = [path.name for path in [run(root, 10 + i, 200) for i in range(10)][::-1] + long[::-1]]
     clock, used = [], []

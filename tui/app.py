@@ -108,7 +108,7 @@ class TqApp(Keyed, App[None]):
         self.root = Path(root).absolute()
         self.shown_root = str(root)
         self.clock = clock
-        self.snapshot = Snapshot(now=clock())
+        self.snapshot = Snapshot(now=clock(), whole=False)
         self._first_run = run.absolute() if run else None
         self._polled = asyncio.Event()
         self._stopping: dict[Path, float] = {}

@@ -60,7 +60,7 @@ class CompareScreen(TqScreen):
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw the snapshot; a run that was deleted drops out."""
-        runs = [run for path in self.paths if (run := snapshot.find(path))]
+        runs = [run for path in self.paths if (run := snapshot.find(path)) and not run.gone]
         left = Content.assemble(logo("compare"), (f"  {len(runs)} runs", "$muted"))
         right = Content.styled("★ the best " if len(runs) > 1 else "", "$muted")
         self.query_one("#bar", Static).update(spread(left, right, self.size.width))

@@ -48,6 +48,10 @@ class RunsScreen(RunActions, TqScreen):
         Key(
             "p", "picture", "Picture", "all runs, the marked, or none", group="List", why_not=lambda s: s.why_no_picture
         ),
+        Key("down,j", "move('cursor_down')", "", "the next run", group="List"),
+        Key("up,k", "move('cursor_up')", "", "the run above", group="List"),
+        Key("end,G", "move('scroll_bottom')", "", "the oldest run", group="List"),
+        Key("home,g", "move('scroll_top')", "", "the newest run", group="List"),
         Key("O", "reverse", "", "turn the order around", group="List"),
         Key("escape", "clear", "", "drop the filter, then the marks", group="List", why_not=lambda s: s.why_not_clear),
     )
@@ -78,7 +82,6 @@ class RunsScreen(RunActions, TqScreen):
         """Nothing is known until the first snapshot."""
         self.query_one(RunsTable).focus()
         self.show(self.tq.snapshot)
-        self.query_one("#empty").display = False
 
     def on_resize(self, event: Resize) -> None:
         """Wider terminals show more columns, and the picture."""
@@ -86,9 +89,7 @@ class RunsScreen(RunActions, TqScreen):
 
     def on_screen_resume(self) -> None:
         """Back from a run: its output is no longer the one to read."""
-        # Where the dashboard opens on a run, this comes after that run's screen has asked for its own output.
-        if self.app.screen is self:
-            self.tq.poller.watch(self._chosen)
+        self._choose(self._chosen)
 
     # --- drawing ---
 
@@ -97,15 +98,17 @@ class RunsScreen(RunActions, TqScreen):
         self._shown = state.select(snapshot.runs, self._query, self._order, snapshot.now)
         self._marked &= {run.path for run in snapshot.runs}
         shown = [run.path for run in self._shown]
-        if self._chosen not in shown:
+        if shown and self._chosen not in shown:
             # the next one down where the chosen run has gone
-            row = min(self.query_one(RunsTable).cursor_row, len(shown) - 1)
-            self._choose(shown[max(0, row)] if shown else None)
+            self._choose(shown[max(0, min(self.query_one(RunsTable).cursor_row, len(shown) - 1))])
         left = Content.assemble(logo("runs"), ("  in ", "$muted"), state.clean(self.tq.shown_root))
         right = runs_text.counts(snapshot, len(shown), len(self._marked))
         self.query_one("#bar", Static).update(spread(left, right, self.size.width))
         table, empty = self.query_one(RunsTable), self.query_one("#empty")
-        table.display, empty.display = bool(shown), not shown
+        # before the disk was read there is nothing to say yet
+        table.display, empty.display = bool(shown), not shown and bool(snapshot.whole or snapshot.runs)
+        if shown and self.focused is None:
+            table.focus()
         self.query_one("#empty-text", Static).update(runs_text.nothing(snapshot, self._query.text))
         width = self._draw_picture()
         table.lay_out(width, self._order)
@@ -161,7 +164,7 @@ class RunsScreen(RunActions, TqScreen):
 
     def _choose(self, path: Path | None) -> None:
         self._chosen = path
-        # Not is_current: that is true of a screen below another, too.
+        # `is_current` would be true below another screen too
         if self.app.screen is self:
             self.tq.poller.watch(path)
 
@@ -200,8 +203,9 @@ class RunsScreen(RunActions, TqScreen):
         self.redraw()
 
     def on_filter_bar_left(self) -> None:
-        """Back to the list."""
-        self.query_one(RunsTable).focus()
+        """Back to the list, if there is one: a key would else go on into the filter."""
+        table = self.query_one(RunsTable)
+        self.set_focus(table if table.display else None)
 
     # --- reasons ---
 
@@ -245,6 +249,10 @@ class RunsScreen(RunActions, TqScreen):
         else:
             self._marked.clear()
             self.redraw()
+
+    def action_move(self, how: str) -> None:
+        """The table's own moves, also by letters; its home and end would move by columns."""
+        getattr(self.query_one(RunsTable), f"action_{how}")()
 
     def action_mark(self) -> None:
         """Mark the chosen run, or take its mark away, and go on to the next."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from rich.text import Text
+from textual.binding import Binding, BindingType
 from textual.widgets import DataTable
 
 from tui import state
@@ -17,6 +19,12 @@ MARK = "◆"
 
 class RunsTable(DataTable[Text]):
     """`lay_out` chooses the columns for a width, `fill` shows runs; the cursor stays on its run."""
+
+    # The screen's keys move by runs, where the table's own would move by columns.
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("home", "scroll_top", show=False),
+        Binding("end", "scroll_bottom", show=False),
+    ]
 
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id, cursor_type="row", cell_padding=0)
