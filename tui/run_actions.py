@@ -46,7 +46,7 @@ def _no_settings(run: RunView) -> str:
 
 RUN_KEYS = (
     Key("s", "stop", "Stop", "stop it after a checkpoint", "Runs", acts=True, why_not=_why_not(state.why_not_stop)),
-    Key("k", "kill", "", "kill it: it ends at once", "Runs", acts=True, why_not=_why_not(state.why_not_stop)),
+    Key("S", "kill", "", "kill it: it ends at once", "Runs", acts=True, why_not=_why_not(state.why_not_stop)),
     Key(
         "r", "resume", "Resume", "go on from the checkpoint", "Runs", acts=True, why_not=_why_not(state.why_not_resume)
     ),

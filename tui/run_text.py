@@ -122,7 +122,7 @@ def trouble(run: RunView, rows: int) -> tuple[str, Content] | None:
     if run.word.startswith("stalled"):
         silent, phase = state.span(run.status.silent_s), state.clean(s.phase)
         text = f"nothing was logged for {silent} in phase {phase}, but its process ({run.status.pid or '?'}) is alive"
-        return "warning", Content.assemble((text, "bold"), ("\nwait, or s stops it (k kills it)", "$muted"))
+        return "warning", Content.assemble((text, "bold"), ("\nwait, or s stops it (S kills it)", "$muted"))
     if s.nan_step and run.status.live:
         text = f"the loss is no number since step {s.nan_step:,}"
         return "error", Content.assemble((text, "bold"), ("\ns stops it; a lower lr or more warmup may help", "$muted"))

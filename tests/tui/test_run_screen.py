@@ -306,7 +306,7 @@ async def test_log_is_followed_until_it_is_scrolled(make_run: MakeRun, dashboard
     ("which", "key", "reason"),
     [
         (0, "s", "is not running (done)"),
-        (0, "k", "is not running (done)"),
+        (0, "S", "is not running (done)"),
         (0, "r", "cannot be resumed (done)"),
         (4, "r", "is still running"),
         (4, "e", "is still running"),
@@ -325,7 +325,7 @@ async def test_a_key_that_cannot_be_used_says_why(
         assert isinstance(app.screen, RunScreen)
 
 
-@pytest.mark.parametrize(("key", "title"), [("s", "Stop resnet32-w1a2 aa05?"), ("k", "Kill resnet32-w1a2 aa05?")])
+@pytest.mark.parametrize(("key", "title"), [("s", "Stop resnet32-w1a2 aa05?"), ("S", "Kill resnet32-w1a2 aa05?")])
 async def test_stop_and_kill_ask_first(
     demo: list[Path], dashboard: Build, text_of: TextOf, key: str, title: str
 ) -> None:
