@@ -141,7 +141,9 @@ class JobScreen(TqScreen):
     def action_stop(self) -> None:
         """Ask, then Ctrl-C."""
         text = "It ends as with Ctrl-C. A quantize goes on from where it was when it is started again."
-        self.app.push_screen(Confirm(f"Stop {self.job.command} {self.job.title}?", text, yes="Stop"), self._stop)
+        self.app.push_screen(
+            Confirm(f"Stop {self.job.command} {state.clean(self.job.title)}?", text, yes="Stop"), self._stop
+        )
 
     def action_again(self) -> None:
         """The same once more, on a screen of its own."""

@@ -143,6 +143,8 @@ class QueueScreen(TqScreen):
         self._fill("#jobs", ("State", "What", "Of", "When", "Found"), rows, 1)
         self.query_one("#no-entries").display = not self.found.entries
         self.query_one("#no-jobs").display = not self.found.jobs
+        if self.focused is None and (self.found.entries or self.found.jobs):
+            self.query_one("#entries" if self.found.entries else "#jobs").focus()
         self.query_one(Footer).check()
 
     # --- keys ---

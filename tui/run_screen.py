@@ -82,6 +82,7 @@ class RunScreen(RunActions, TqScreen):
         self._full: Literal["", "chart", "panel"] = ""
         """what has the screen for itself"""
         self._drawn: tuple[Any, ...] = ()
+        self._texts: dict[str, Content] = {}
         self._pictures: dict[str, tuple[RunState, View, Picture]] = {}
 
     def compose(self) -> ComposeResult:
@@ -133,10 +134,10 @@ class RunScreen(RunActions, TqScreen):
             return
         run = self.run
         at = Content.assemble((run.path.name, "$muted"), " ")
-        self.query_one("#bar", Static).update(spread(logo(run.name), at, width))
-        self.query_one("#status", Static).update(run_text.status_line(run, width - 2))
-        self.query_one("#tiles", Static).update(run_text.tiles(run.state, width - 2))
-        self.query_one("#size", Static).update(run_text.size(run.state, width - 2))
+        self._put("#bar", spread(logo(run.name), at, width))
+        self._put("#status", run_text.status_line(run, width - 2))
+        self._put("#tiles", run_text.tiles(run.state, width - 2))
+        self._put("#size", run_text.size(run.state, width - 2))
         self._arrange(run)
         self._draw_trouble(run, gone=found is None or found.gone)
         self._draw_charts(run)
@@ -282,6 +283,12 @@ class RunScreen(RunActions, TqScreen):
         self.on_input_submitted()
         self.redraw()
 
+    def _put(self, selector: str, content: Content, *, layout: bool = False) -> None:
+        """Update a text, if it has changed: a layout twice a second is what would keep an idle dashboard busy."""
+        if self._texts.get(selector) != content:
+            self._texts[selector] = content
+            self.query_one(selector, Static).update(content, layout=layout)
+
     def _draw_trouble(self, run: RunView, *, gone: bool) -> None:
         box = self.query_one("#trouble", Static)
         # On a small terminal the first line and the last two say most.
@@ -290,11 +297,11 @@ class RunScreen(RunActions, TqScreen):
         if found is not None:
             tone, words = found
             box.set_classes(tone)
-            box.update(words)
+            self._put("#trouble", words, layout=True)
 
     def _draw_charts(self, run: RunView) -> None:
         if not self.has_curves:
-            self.query_one("#waiting-text", Static).update(run_text.waiting(run))
+            self._put("#waiting-text", run_text.waiting(run), layout=True)
             return
         charts = self.query_one("#charts")
         known = metrics.available(run.state)

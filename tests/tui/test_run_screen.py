@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input
 
+from tq import queue
 from tq.events import number
-from tui import panels
+from tq.runs import Status
+from tui import panels, run_text
 from tui.app import TqApp
 from tui.chart import Chart
 from tui.curves import Picture, Window
 from tui.dialogs import Confirm
 from tui.new_run import NewRunScreen
+from tui.queue_screen import QueueScreen
 from tui.run_screen import RunScreen
+from tui.state import RunView
 
 NOW = 1_800_000_000.0  # the clock of the runs in conftest.py
 Append = Callable[..., None]
@@ -469,3 +473,61 @@ async def test_tiles_show_the_resolution_or_the_portion(
         assert "FROZEN" in text_of(app, "#tiles")
         assert "75%" in text_of(app, "#tiles")
         assert number(app.snapshot.runs[0].state.portion) == 0.75
+
+
+# --- more of acting on it ---
+
+
+async def test_e_queues_the_resumption(
+    demo: list[Path], dashboard: Build, root: Path, settle: Settle, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "start_runner", lambda *_, **__: None)
+    async with (app := dashboard(demo[3])).run_test(size=(80, 24)) as pilot:
+        await app.polled()
+        await pilot.press("e")
+        await settle(app, lambda: "waits for cpu; u shows the queue" in said(app))
+        (entry,) = queue.entries(root)
+        assert (entry.run, entry.name) == (demo[3].name, "resnet20-w1a2")
+        await pilot.press("e")
+        await settle(app, lambda: "is in the queue already" in said(app))
+        await pilot.press("u")
+        assert isinstance(app.screen, QueueScreen)
+
+
+async def test_z_opens_the_form_that_quantizes_a_float_run(
+    make_run: MakeRun, dashboard: Build, text_of: TextOf, said: Said
+) -> None:
+    path = make_run("f10a", "cnn", "float")
+    async with (app := dashboard(path)).run_test(size=(80, 24)) as pilot:
+        await app.polled()
+        await pilot.press("b")
+        assert "is a float network; z quantizes it" in said(app)
+        await pilot.press("z")
+        assert text_of(app, "#command") == f"$ tq quantize {path.name}"
+
+
+async def test_nothing_is_started_or_stopped_where_the_dashboard_only_reads(
+    demo: list[Path], dashboard: Build, said: Said
+) -> None:
+    async with (app := dashboard(demo[3], readonly="only reading")).run_test(size=(80, 24)) as pilot:
+        await app.polled()
+        for key in ("s", "S", "r", "e", "d", "i", "b", "z", "n"):
+            await pilot.press(key)
+            assert isinstance(app.screen, RunScreen)
+        assert said(app).count("only reading") == 9
+
+
+@pytest.mark.parametrize("share", [0.0, 0.43])
+def test_a_log_that_is_being_read_says_how_far_it_is(share: float) -> None:
+    run = RunView(Path("x"), Status("live", "train"), share=share)
+    assert run_text.waiting(run).plain.splitlines()[0] == "reading the log"
+    assert run_text.waiting(run).plain.endswith(f" {100 * share:.0f}%")
+    assert f"reading the log {100 * share:.0f}%" in run_text.status_line(run, 78).plain
+
+
+async def test_the_log_of_a_run_that_is_not_the_newest_is_read_where_the_dashboard_opens_on_it(
+    demo: list[Path], dashboard: Build, text_of: TextOf
+) -> None:
+    async with (app := dashboard(demo[2])).run_test(size=(80, 24)):
+        await app.polled()
+        assert "std::bad_alloc" in text_of(app, "#panel-body")
