@@ -55,22 +55,20 @@ class RunsScreen(TqScreen):
             "r",
             "resume",
             "Resume",
-            "resume it from its checkpoint",
+            "resume from its checkpoint",
             group="Runs",
             acts=True,
             why_not=lambda s: state.why_not_resume(s.run),
         ),
         Key("o", "order", "Order", "order by the next column", group="List"),
         Key("d", "duplicate", "Duplicate", "a form with its settings", group="Runs", acts=True, why_not=_needs_run),
-        Key(
-            "p", "picture", "Picture", "all runs, the marked, or none", group="List", why_not=lambda s: s.why_no_picture
-        ),
+        Key("p", "picture", "Picture", "of all, of the marked, none", group="List", why_not=lambda s: s.why_no_picture),
         Key("down,j", "move('cursor_down')", "", "the next run", group="List"),
         Key("up,k", "move('cursor_up')", "", "the run above", group="List"),
         Key("end,G", "move('scroll_bottom')", "", "the oldest run", group="List"),
         Key("home,g", "move('scroll_top')", "", "the newest run", group="List"),
         Key("O", "reverse", "", "turn the order around", group="List"),
-        Key("escape", "clear", "", "drop the filter, then the marks", group="List", why_not=lambda s: s.why_not_clear),
+        Key("escape", "clear", "", "drop filter, then marks", group="List", why_not=lambda s: s.why_not_clear),
     )
 
     def __init__(self, chosen: Path | None = None) -> None:
