@@ -20,8 +20,8 @@ SIGNS = {
     "starting": "not heard of yet",
     "done": "finished",
     "stopped": "stopped on request",
-    "failed": "ended with an error",
-    "crashed": "died without a word",
+    "failed": "ended in an error",
+    "crashed": "died silently",
     "remote": "on another host",
 }
 
