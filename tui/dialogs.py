@@ -16,12 +16,12 @@ from tui.keys import Key, Keyed
 from tui.state import ICONS
 
 SIGNS = {
-    "live": "at work, with its phase",
-    "starting": "not yet heard of",
+    "live": "at work: its phase",
+    "starting": "not heard of yet",
     "done": "finished",
     "stopped": "stopped on request",
-    "failed": "ended with an error",
-    "crashed": "died without a word",
+    "failed": "ended in an error",
+    "crashed": "died silently",
     "remote": "on another host",
 }
 

@@ -145,7 +145,8 @@ class _Frame:
         column, row = self.cell(dot)
         right, left = column + 2, column - 1 - len(dot.label)
         middle = min(max(self.left, column - len(dot.label) // 2), self.left + self.columns - len(dot.label))
-        for first, y in ((right, row), (left, row), (middle, row - 1), (middle, row + 1), (right, row + 1)):
+        # above first: the front's line runs to the left and to the right
+        for first, y in ((middle, row - 1), (right, row), (left, row), (middle, row + 1), (right, row + 1)):
             inside = self.left <= first <= self.left + self.columns - len(dot.label) and 0 <= y < self.rows
             cells = {(x, y) for x in range(first - 1, first + len(dot.label) + 1)} - {(column, row)}
             if inside and not cells & taken:

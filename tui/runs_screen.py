@@ -46,14 +46,14 @@ class RunsScreen(RunActions, TqScreen):
         *RUN_KEYS,
         Key("o", "order", "Order", "order by the next column", group="List"),
         Key(
-            "p", "picture", "Picture", "all runs, the marked, or none", group="List", why_not=lambda s: s.why_no_picture
+            "p", "picture", "Picture", "picture: all, marked or none", group="List", why_not=lambda s: s.why_no_picture
         ),
         Key("down,j", "move('cursor_down')", "", "the next run", group="List"),
         Key("up,k", "move('cursor_up')", "", "the run above", group="List"),
         Key("end,G", "move('scroll_bottom')", "", "the oldest run", group="List"),
         Key("home,g", "move('scroll_top')", "", "the newest run", group="List"),
         Key("O", "reverse", "", "turn the order around", group="List"),
-        Key("escape", "clear", "", "drop the filter, then the marks", group="List", why_not=lambda s: s.why_not_clear),
+        Key("escape", "clear", "", "drop filter, then marks", group="List", why_not=lambda s: s.why_not_clear),
     )
 
     def __init__(self, chosen: Path | None = None) -> None:
@@ -95,16 +95,19 @@ class RunsScreen(RunActions, TqScreen):
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw the snapshot; the cursor stays on its run."""
+        table = self.query_one(RunsTable)
+        # a key may have moved the cursor since, of which the message has not come yet
+        self._chosen = table.chosen or self._chosen
         self._shown = state.select(snapshot.runs, self._query, self._order, snapshot.now)
         self._marked &= {run.path for run in snapshot.runs}
         shown = [run.path for run in self._shown]
         if shown and self._chosen not in shown:
             # the next one down where the chosen run has gone
-            self._choose(shown[max(0, min(self.query_one(RunsTable).cursor_row, len(shown) - 1))])
+            self._choose(shown[max(0, min(table.cursor_row, len(shown) - 1))])
         left = Content.assemble(logo("runs"), ("  in ", "$muted"), state.clean(self.tq.shown_root))
         right = runs_text.counts(snapshot, len(shown), len(self._marked))
         self.query_one("#bar", Static).update(spread(left, right, self.size.width))
-        table, empty = self.query_one(RunsTable), self.query_one("#empty")
+        empty = self.query_one("#empty")
         # before the disk was read there is nothing to say yet
         table.display, empty.display = bool(shown), not shown and bool(snapshot.whole or snapshot.runs)
         if shown and self.focused is None:
@@ -160,7 +163,8 @@ class RunsScreen(RunActions, TqScreen):
     @property
     def run(self) -> RunView | None:
         """The run under the cursor."""
-        return next((run for run in self._shown if run.path == self._chosen), None)
+        path = self.query_one(RunsTable).chosen or self._chosen
+        return next((run for run in self._shown if run.path == path), None)
 
     def _choose(self, path: Path | None) -> None:
         self._chosen = path
@@ -168,11 +172,11 @@ class RunsScreen(RunActions, TqScreen):
         if self.app.screen is self:
             self.tq.poller.watch(path)
 
-    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
+    def on_data_table_row_highlighted(self) -> None:
         """Strip, picture and footer follow the cursor, and the poller reads that run's output."""
-        if not 0 <= event.cursor_row < len(self._shown):
+        if self.run is None:
             return
-        self._choose(self._shown[event.cursor_row].path)
+        self._choose(self.run.path)
         self._draw_strip()
         self.query_one(Footer).check()
         # The list first: it is what the eye follows.
@@ -194,8 +198,7 @@ class RunsScreen(RunActions, TqScreen):
 
     def on_pareto_picked(self, event: Any) -> None:
         """A dot in the picture was clicked."""
-        self._choose(event.path)
-        self.redraw()
+        self.query_one(RunsTable).choose(event.path)
 
     def on_filter_bar_changed(self, event: FilterBar.Changed) -> None:
         """Show what is wanted now."""

@@ -30,8 +30,20 @@ class RunsTable(DataTable[Text]):
         super().__init__(id=id, cursor_type="row", cell_padding=0)
         self._columns: tuple[tuple[Column, int], ...] = ()
         self._laid_out: object = None
-        # By row: what its cells were made of (the very run, its age, its mark, the theme), and the cells.
-        self._slots: list[tuple[tuple[object, ...], list[Text]]] = []
+        # By row: the run, what else its cells were made of (its age, its mark, the theme), and the cells.
+        self._slots: list[tuple[RunView, tuple[object, ...], list[Text]]] = []
+
+    @property
+    def chosen(self) -> Path | None:
+        """The run under the cursor, as it is drawn."""
+        row = self.cursor_row
+        return self._slots[row][0].path if 0 <= row < len(self._slots) else None
+
+    def choose(self, path: Path) -> None:
+        """Put the cursor on a run, if it is in the list."""
+        for row, (run, *_) in enumerate(self._slots):
+            if run.path == path:
+                self.move_cursor(row=row)
 
     def lay_out(self, width: int, sort: str) -> None:
         """Choose the columns; the one that `sort` orders by has an arrow."""
@@ -64,18 +76,18 @@ class RunsTable(DataTable[Text]):
                 self.move_cursor(row=at)
 
     def _show(self, row: int, run: RunView, now: float, mark: bool) -> None:
-        made_of = (run, state.age(now - run.started), mark, self.app.theme)
+        made_of = (state.age(now - run.started), mark, self.app.theme)
         old = self._slots[row] if row < len(self._slots) else None
         # `is` for the run: comparing two of them field by field takes longer than drawing one
-        if old and old[0][0] is run and old[0][1:] == made_of[1:]:
+        if old and old[0] is run and old[1] == made_of:
             return
         cells = self._cells(run, now, mark)
         if old is None:
-            self._slots.append((made_of, cells))
+            self._slots.append((run, made_of, cells))
             self.add_row(*cells, key=str(row))
             return
-        self._slots[row] = made_of, cells
-        for name, before, after in zip(("mark", *(c.title for c, _ in self._columns)), old[1], cells, strict=True):
+        self._slots[row] = run, made_of, cells
+        for name, before, after in zip(("mark", *(c.title for c, _ in self._columns)), old[2], cells, strict=True):
             if before != after or before.style != after.style:
                 self.update_cell(str(row), name, after)
 

@@ -132,6 +132,16 @@ async def test_space_marks_and_goes_on_and_escape_drops_the_marks(demo: list[Pat
         assert "there is no filter and no mark to drop" in notices(app)
 
 
+async def test_keys_that_come_quickly_mean_the_run_under_the_cursor(demo: list[Path], dashboard: Build) -> None:
+    async with (app := dashboard()).run_test() as pilot:
+        await app.polled()
+        for key in ("end", "space", "up", "space", "up", "up", "space", "up"):
+            app.simulate_key(key)
+        await pilot.pause()
+        assert "3 marked" in shown(app, "#bar")
+        assert home(app).run.path == demo[2].absolute()
+
+
 async def test_c_compares_the_marked_runs(demo: list[Path], dashboard: Build) -> None:
     async with (app := dashboard()).run_test(size=LARGE) as pilot:
         await app.polled()
