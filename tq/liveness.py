@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import socket
 import struct
 import sys
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tq.events import decode
+from tq.events import Event, decode
 
 # Silence after which a live run is called stalled: steps come five a second, other phases may say nothing for long.
 STALLED_AFTER_S = {"train": 60.0, "float": 60.0}
@@ -29,6 +30,8 @@ STALLED_ELSE_S = 900.0
 # A launched child that has neither taken its lock nor died is given this long before it counts as crashed.
 STARTING_FOR_S = 30.0
 State = Literal["starting", "live", "done", "failed", "stopped", "crashed", "remote"]
+# The kinds of event that say in which phase a run is.
+_TELLING = re.compile(rb'"(?:phase|start|end)"')
 # By the status that an `end` event gives.
 _ENDED: Mapping[str, State] = {"ok": "done", "error": "failed", "stopped": "stopped"}
 # Locks that this process holds: real path of the directory -> what it wrote there. A forked child inherits the
@@ -76,8 +79,12 @@ class Status:
 
 def status(path: Path, *, now: float | None = None) -> Status:
     """Derive a run's state from its lock and the end of its log."""
+    return judge(path, last_word(path / "events.jsonl"), now=now)
+
+
+def judge(path: Path, last: LastWord, *, now: float | None = None) -> Status:
+    """`status`, for a reader that follows the log and so knows what it said last."""
     now = time.time() if now is None else now
-    last = _last_word(path / "events.jsonl")
     held, pid = holder(path)
     record = _lock_text(path)
     host = str(record.get("host", ""))
@@ -183,29 +190,38 @@ def duration(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
-class _LastWord:
+class LastWord:
+    """The end of a log in three words."""
+
     t: float = 0.0
+    """unix seconds of the last event"""
     phase: str = ""
     end: str = ""
+    """the status of an `end` event that nothing followed"""
 
 
-def _last_word(path: Path) -> _LastWord:
-    """Time of the last event, the phase it was in, and the `end` status if that came last. Reads backwards."""
-    t, end, size = 0.0, "", 65_536
+def last_word(path: Path) -> LastWord:
+    """The end of a log, read backwards as far as the phase that it was in began."""
+    size = 65_536
     while True:
         data, whole = _file_tail(path, size)
+        last: Event | None = None
+        end = ""
         for line in reversed(data.split(b"\n")[0 if whole else 1 : -1]):
-            if not line or (event := decode(line)) is None:
+            # Thousands of steps may follow on a phase: of them only the last is decoded.
+            if last is not None and not _TELLING.search(line):
                 continue
-            t = max(t, event["t"])
+            if (event := decode(line)) is None:
+                continue
+            last = last or event
             if event["k"] == "phase":
-                return _LastWord(t, str(event.get("name", "")), end)
+                return LastWord(last["t"], str(event.get("name", "")), end)
             if event["k"] == "start":
-                return _LastWord(t, "", end)
+                return LastWord(last["t"], "", end)
             if event["k"] == "end":
                 end = end or str(event.get("status", "error"))
         if whole:
-            return _LastWord(t, "", end)
+            return LastWord(last["t"] if last else 0.0, "", end)
         size *= 4
 
 

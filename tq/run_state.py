@@ -24,7 +24,13 @@ class Point(NamedTuple):
     p_mean: float
     p_max: float
     portion: float
+    t: float
+    """seconds of work since the run began: the time between a stop and a resume is left out"""
     n: int = 1
+
+
+# Those that a step event has, in Point's order.
+STEP_FIELDS = Point._fields[: Point._fields.index("t")]
 
 
 class Eval(NamedTuple):
@@ -46,6 +52,26 @@ class Eval(NamedTuple):
     p_mean: float
     p_max: float
     portion: float
+    t: float = math.nan
+    """seconds of work, as of a Point"""
+    stage: str = ""
+    """float or train, as RunState's"""
+
+
+class LayerFigures(NamedTuple):
+    """What is known of one layer; NaN where the log does not say."""
+
+    bits: float = math.nan
+    act_bits: float = math.nan
+    bytes: float = math.nan
+    scale: float = math.nan
+    """mean of the weight scales"""
+    flips: float = math.nan
+    """share of the weights whose code changed, 0 to 1"""
+    oscillating: float = math.nan
+    """share of the weights that go to and fro between two codes, 0 to 1"""
+    sqnr_db: float = math.nan
+    """signal-to-quantization-noise ratio in dB"""
 
 
 class Alert(NamedTuple):
@@ -70,6 +96,12 @@ class RunState:
     lr: float = math.nan
     img_s: float = math.nan
     flip_rate: float = math.nan
+    p_min: float = math.nan
+    p_mean: float = math.nan
+    p_max: float = math.nan
+    portion: float = math.nan
+    nan_step: int = 0
+    """the first step with a loss that is no number; 0: there is none"""
     phase: str = ""
     phase_t: float = 0.0
     """when the phase began, unix seconds"""
@@ -82,6 +114,11 @@ class RunState:
     packed_bytes: float = 0
     layers: dict[str, float] = field(default_factory=dict)
     """bits by layer name"""
+    layer_figures: dict[str, LayerFigures] = field(default_factory=dict)
+    figures_step: int = 0
+    """the step that they were taken at"""
+    phases: dict[str, float] = field(default_factory=dict)
+    """seconds spent in each phase that has ended, in the order of their first beginning"""
     sys: dict[str, Any] = field(default_factory=dict)
     """the last `sys` event's fields"""
     checkpoint_step: int = 0

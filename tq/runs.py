@@ -31,9 +31,11 @@ from typing import Any
 from tq.atomic import atomic
 from tq.events import EventLog
 from tq.liveness import STARTING_FOR_S, busy, holder, release, take
+from tq.liveness import LastWord as LastWord
 from tq.liveness import RunBusy as RunBusy
 from tq.liveness import Status as Status
 from tq.liveness import duration as duration
+from tq.liveness import judge as judge
 from tq.liveness import status as status
 
 MANIFEST_VERSION = 1
@@ -136,10 +138,12 @@ def manifest(path: Path) -> dict[str, Any]:
 def list_runs(root: Path) -> list[Path]:
     """The run directories under `root`, newest first."""
     try:
-        paths = [p for p in Path(root).iterdir() if p.is_dir() and _is_run(p)]
+        # Not Path.iterdir: the dashboard asks twice a second, and of hundreds of runs that is felt.
+        with os.scandir(root) as entries:
+            names = [entry.name for entry in entries if entry.is_dir() and _is_run(entry.path)]
     except OSError:
         return []
-    return sorted(paths, key=lambda p: p.name, reverse=True)
+    return [Path(root) / name for name in sorted(names, reverse=True)]
 
 
 def find(root: Path, text: str) -> Path:
@@ -253,8 +257,8 @@ def _signal(path: Path, number: signal.Signals) -> int:
 # --- files and children ---
 
 
-def _is_run(path: Path) -> bool:
-    return any((path / name).exists() for name in ("run.json", "events.jsonl", "out.log"))
+def _is_run(path: Path | str) -> bool:
+    return any(os.path.exists(f"{path}/{name}") for name in ("run.json", "events.jsonl", "out.log"))
 
 
 def _new_directory(root: Path, name: str) -> Path:

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import sys
+import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from textual.app import App
-from textual.binding import Binding, BindingType
+from textual.filter import LineFilter
 from textual.message import Message
 from textual.theme import Theme
 
 from tq import runs
-from tui import state
+from tui import settings, state
+from tui.ascii import Ascii
 from tui.dialogs import Confirm, Help
+from tui.keys import Key, Keyed, rows
 from tui.poll import Poller
 from tui.runs_screen import RunsScreen
 from tui.screen import TqScreen
+from tui.settings import Settings
 from tui.state import RunView, Snapshot
+from tui.system import System
 
 THEME = Theme(
     name="tq",
@@ -44,17 +48,20 @@ SEVERITIES: dict[str, Literal["information", "warning", "error"]] = {"error": "e
 PATIENCE_S = 10.0
 
 
-class TqApp(App[None]):
+class TqApp(Keyed, App[None]):
     """`TqApp(root).run()`; with `run`, opens on that run."""
 
     CSS_PATH = "app.tcss"
     TITLE = "tq"
     ENABLE_COMMAND_PALETTE = False
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("q", "leave", "Quit"),
-        Binding("question_mark", "keys", "Help", key_display="?"),
-        Binding("ctrl+c", "leave", show=False, priority=True),
-    ]
+    KEYS: ClassVar[tuple[Key, ...]] = (
+        Key("question_mark", "keys", "Help", "keys and signs", group="Everywhere"),
+        Key("q", "leave", "Quit", "leave; runs go on", group="Everywhere"),
+        Key("ctrl+p", "palette", "Palette", "find a command", group="Everywhere"),
+        Key("t", "theme", "Theme", "choose a theme", group="Everywhere"),
+        Key("x", "export", "Export", "this screen as an SVG", group="Everywhere"),
+        Key("ctrl+c", "leave", "", "leave from anywhere", group="Everywhere", priority=True),
+    )
 
     class Polled(Message):
         """A new snapshot has come from the poller's thread."""
@@ -71,16 +78,37 @@ class TqApp(App[None]):
             self.sentence = sentence
 
     def __init__(
-        self, root: Path, run: Path | None = None, *, clock: Callable[[], float] = time.time, every_s: float = 0.5
+        self,
+        root: Path,
+        run: Path | None = None,
+        *,
+        clock: Callable[[], float] = time.time,
+        every_s: float = 0.5,
+        readonly: str = "",
+        note: str = "",
+        ascii: bool = False,
+        system: Callable[[], System] | None = None,
+        beat: Callable[[], None] | None = None,
     ) -> None:
+        """`readonly`: why nothing may be started or stopped, "" where it may; `note`: a word in the footer for it.
+
+        beat: called five times a second (a replay writes its events then).
+        """
         super().__init__()
         self.register_theme(THEME)
-        self.theme = "tq"
+        self._ascii: tuple[LineFilter, ...] = (Ascii(),) if ascii else ()
+        self.readonly, self.note, self._beat = readonly, note, beat
+        self._complaint = ""
+        try:
+            self._settings = settings.load()
+        except ValueError as error:
+            self._settings, self._complaint = Settings(), str(error)
+        self.theme = self._settings.theme if self._settings.theme in self.available_themes else THEME.name
         # One spelling of every path: runs are told apart by it.
         self.root = Path(root).absolute()
         self.shown_root = str(root)
         self.clock = clock
-        self.snapshot = Snapshot(now=clock())
+        self.snapshot = Snapshot(now=clock(), whole=False)
         self._first_run = run.absolute() if run else None
         self._polled = asyncio.Event()
         self._stopping: dict[Path, float] = {}
@@ -91,7 +119,12 @@ class TqApp(App[None]):
             fail=lambda sentence: self._from_thread(self.Failed(sentence)),
             clock=clock,
             every_s=every_s,
+            system=system,
         )
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """Textual's, and with --ascii ours."""
+        return [*super().get_line_filters(), *self._ascii]
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Ours beyond Textual's: text of second rank ($text-muted needs a background, which bare text has not)."""
@@ -102,6 +135,18 @@ class TqApp(App[None]):
         self.push_screen(RunsScreen(self._first_run))
         if self._first_run is not None:
             self.open_run(self._first_run)
+        if self._complaint:
+            self.notify(self._complaint, severity="warning", markup=False)
+        self.theme_changed_signal.subscribe(self, self._theme_changed)
+        self.call_after_refresh(self._start_reading)
+        if self._beat:
+            self.set_interval(0.2, self._beat)
+
+    def _start_reading(self) -> None:
+        # After the first frame: reading would take the interpreter away from drawing it. What exists by now stays, so
+        # the collector, which main() has kept away from it, need never look at it.
+        gc.freeze()
+        gc.enable()
         self.poller.start()
 
     def on_unmount(self) -> None:
@@ -110,14 +155,12 @@ class TqApp(App[None]):
 
     def on_tq_app_polled(self, message: Polled) -> None:
         """Keep the snapshot and draw it, on screens in the background too: they are then right when uncovered."""
-        self._stopping = {
-            p: t for p, t in self._stopping.items() if (run := message.snapshot.find(p)) and run.status.live
-        }
-        marked = tuple(
-            replace(run, asked_t=self._stopping[run.path]) if run.path in self._stopping else run
-            for run in message.snapshot.runs
-        )
-        self.snapshot = replace(message.snapshot, runs=marked)
+        self.snapshot = message.snapshot
+        if self._stopping:
+            live = {run.path for run in self.snapshot.live}
+            self._stopping = {path: t for path, t in self._stopping.items() if path in live}
+            marked = (replace(run, asked_t=self._stopping.get(run.path)) for run in self.snapshot.runs)
+            self.snapshot = replace(self.snapshot, runs=tuple(marked))
         for screen in self.screen_stack:
             if isinstance(screen, TqScreen):
                 screen.redraw()
@@ -134,7 +177,8 @@ class TqApp(App[None]):
         for _ in range(times):
             self._polled.clear()
             self.poller.poke()
-            await self._polled.wait()
+            async with asyncio.timeout(60):
+                await self._polled.wait()
 
     def open_run(self, path: Path) -> None:
         """Show one run in full."""
@@ -143,21 +187,37 @@ class TqApp(App[None]):
 
         self.push_screen(RunScreen(path))
 
-    def open_form(self, values: dict[str, Any] | None = None) -> None:
-        """Show the form for a new run, filled with `values` of an older one's config."""
+    def open_comparison(self, paths: Sequence[Path]) -> None:
+        """Show runs side by side."""
+        from tui.compare_screen import CompareScreen
+
+        self.push_screen(CompareScreen(paths))
+
+    def open_form(self, values: dict[str, Any] | None = None, *, kind: str = "train") -> None:
+        """Show the form for a new run, a quantize or a bench, filled with `values` (of an older run's config)."""
+        if self._refuse(self.readonly):
+            return
         from tui.new_run import NewRunScreen
 
-        self.push_screen(NewRunScreen(values or {}))
+        self.push_screen(NewRunScreen(values or {}, kind=kind))
 
-    def stop_run(self, run: RunView) -> None:
-        """Ask, then stop gracefully; where that was asked before and has not helped, offer to kill."""
-        if run.status.state != "live":
-            self.notify(f"{run.name} is not running ({run.word})", severity="warning", markup=False)
+    def open_queue(self) -> None:
+        """Show the queue, and what quantize, bench and inspect are at or have found."""
+        from tui.queue_screen import QueueScreen
+
+        self.push_screen(QueueScreen())
+
+    def stop_run(self, run: RunView, *, kill: bool = False) -> None:
+        """Ask, then stop gracefully; with `kill`, or where that was asked before and has not helped, offer to kill."""
+        if self._refuse(self.readonly or state.why_not_stop(run)):
             return
         asked = self._stopping.get(run.path)
         if asked is not None and self.clock() - asked >= PATIENCE_S:
             ago = runs.duration(self.clock() - asked)
             text = f"It was asked to stop {ago} ago. Killing loses what came after the last checkpoint."
+            dialog, act = Confirm(f"Kill {run.name} {run.tag}?", text, yes="Kill", danger=True), runs.kill
+        elif kill:
+            text = "It ends at once. What came after its last checkpoint is lost."
             dialog, act = Confirm(f"Kill {run.name} {run.tag}?", text, yes="Kill", danger=True), runs.kill
         else:
             text = "It finishes its step, writes a checkpoint and ends. It can be resumed later."
@@ -166,9 +226,7 @@ class TqApp(App[None]):
 
     def resume_run(self, run: RunView) -> None:
         """Start a trainer that takes up this run where its checkpoint left it."""
-        if not run.status.resumable:
-            why = "is still running" if run.status.live else f"cannot be resumed ({run.word})"
-            self.notify(f"{run.name} {why}", severity="warning", markup=False)
+        if self._refuse(self.readonly or state.why_not_resume(run)):
             return
         self.notify(f"resuming {run.name} {run.tag}", markup=False)
         self.run_worker(partial(self._resume, run.path), thread=True, exit_on_error=False)
@@ -176,12 +234,35 @@ class TqApp(App[None]):
     def action_keys(self) -> None:
         """Show the keys and the signs."""
         if not isinstance(self.screen, Help):
-            self.push_screen(Help())
+            self.push_screen(Help(rows(self.screen, self)))
+
+    def action_palette(self) -> None:
+        """Find a command by a part of what it does."""
+        from textual.command import CommandPalette
+
+        from tui.palette import KeyCommands
+
+        if not any(isinstance(screen, CommandPalette) for screen in self.screen_stack):
+            self.push_screen(CommandPalette(providers=[KeyCommands], placeholder="What do you want to do?"))
+
+    def action_theme(self) -> None:
+        """Choose a theme; it is remembered."""
+        self.search_themes()
+
+    def action_export(self) -> None:
+        """Save what is on the screen as an SVG in the working directory."""
+        name = f"tq-{time.strftime('%Y%m%d-%H%M%S', time.localtime(self.clock()))}.svg"
+        try:
+            Path(name).write_text(self.export_screenshot(title="tq"), encoding="utf-8")
+        except OSError as error:
+            self.notify(f"cannot write {name}: {error.strerror}", severity="error", markup=False)
+        else:
+            self.notify(f"saved {Path(name).absolute()}", markup=False)
 
     def action_leave(self) -> None:
         """Quit; with runs under way, first say that they go on."""
         live = self.snapshot.live
-        if not live:
+        if not live or self.readonly:
             self.exit()
             return
         names = ", ".join(f"{run.name} {run.tag}" for run in live[:3]) + (", ..." if len(live) > 3 else "")
@@ -194,6 +275,23 @@ class TqApp(App[None]):
             q=True,
         )
         self.push_screen(dialog, lambda yes: self.exit() if yes else None)
+
+    def _refuse(self, reason: str) -> bool:
+        if reason:
+            self.notify(reason, severity="warning", markup=False)
+        return bool(reason)
+
+    def _theme_changed(self, theme: Theme) -> None:
+        for screen in self.screen_stack:
+            if isinstance(screen, TqScreen):
+                screen.redraw()
+        if theme.name == self._settings.theme:
+            return
+        self._settings = replace(self._settings, theme=theme.name)
+        try:
+            settings.save(self._settings)
+        except OSError as error:
+            self.notify(f"the theme cannot be remembered: {error}", severity="warning", markup=False)
 
     def _from_thread(self, message: Message) -> None:
         # A snapshot that arrives after the end is for nobody.
@@ -237,60 +335,51 @@ class TqApp(App[None]):
             self._alerts_seen[run.path] = len(alerts)
 
 
-def main(root: Path, run: Path | None = None, *, once: bool = False) -> None:
-    """Open the dashboard on the list of runs in `root`, or on one run; `once` prints the list and returns."""
-    if once:
-        print_once(root)
+def main(
+    root: Path,
+    run: Path | None = None,
+    *,
+    once: bool = False,
+    demo: bool = False,
+    readonly: bool = False,
+    ascii: bool = False,
+) -> None:
+    """Open the dashboard on the list of runs in `root`, or on one run; `once` prints its first frame instead.
+
+    demo: on a replay of recorded runs, in a directory that is gone afterwards.
+    """
+    if demo:
+        _demo(once=once, ascii=ascii)
         return
-    app = TqApp(root, run)
-    app.run()
-    if live := app.snapshot.live:
+    reason = "the dashboard was opened with --readonly: nothing can be started or stopped" if readonly else ""
+    app = TqApp(root, run, readonly=reason, note="READ-ONLY" if readonly else "", ascii=ascii)
+    _show(app, once=once)
+    if not once and (live := app.snapshot.live):
         print(f"{go_on(len(live))}: {', '.join(view.path.name for view in live)}")
 
 
-def print_once(root: Path) -> None:
-    """Print the list of runs as a table of text."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def _demo(*, once: bool, ascii: bool) -> None:
+    from tempfile import TemporaryDirectory
 
-    from tui.runs_screen import COLUMNS
+    from tui.demo import READ_ONLY, Replay
 
-    poller = Poller(Path(root), post=lambda _: None, fail=lambda _: None)
-    while not (snapshot := poller.poll()).whole:
-        pass
-    if not snapshot.runs:
-        print(f"no runs in {root}; start one with: tq train")
-        return
-    # Piped to a file there is no terminal to fit: take what the columns need.
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    columns = [c for c in COLUMNS if c.from_width <= console.width]
-    for column in columns:
-        table.add_column(column.title, justify=column.justify, no_wrap=True)
-    for view in snapshot.runs:
-        table.add_row(*(Text(column.text(view)) for column in columns))
-    console.print(table)
+    with TemporaryDirectory(prefix="tq-demo-") as root:
+        replay = Replay(Path(root))
+        app = TqApp(Path(root), readonly=READ_ONLY, note="REPLAY", ascii=ascii, beat=replay.advance)
+        app.shown_root = "a replay of recorded runs"
+        _show(app, once=once)
+        replay.close()
 
 
-def screenshot(
-    root: Path,
-    run: Path | None,
-    svg_path: Path,
-    *,
-    size: tuple[int, int] = (120, 36),
-    clock: Callable[[], float] = time.time,
-) -> None:
-    """Draw the list, or one run, without a terminal and save it as an SVG file."""
+def _show(app: TqApp, *, once: bool) -> None:
+    if once:
+        from tui.frame import print_once
 
-    async def draw() -> None:
-        app = TqApp(root, run, clock=clock, every_s=3600)
-        async with app.run_test(size=size) as pilot:
-            await app.polled()
-            await pilot.pause()
-            Path(svg_path).write_text(app.export_screenshot(title="tq"), encoding="utf-8")
-
-    asyncio.run(draw())
+        print_once(app)
+    else:
+        # A tenth of the time to the first frame is the collector's, and finds nothing: see _start_reading.
+        gc.disable()
+        app.run()
 
 
 def go_on(n: int) -> str:

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
-from textual.app import ComposeResult
+from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
+from tui.keys import Key, Keyed
 from tui.state import ICONS
 
-KEYS = (
-    ("↑ ↓", "choose a run"),
-    ("enter", "open it"),
-    ("n", "new run: a form; ctrl+s there starts it"),
-    ("c", "new run with the settings of this one"),
-    ("s", "stop after a checkpoint; once more 10 s later: kill"),
-    ("r", "resume a run that stopped, failed or crashed"),
-    ("← →", "in a run: log, alerts, settings, layers"),
-    ("esc", "back"),
-    ("q", "quit; runs go on without the dashboard"),
-)
 SIGNS = {
-    "live": "running, with its phase",
-    "starting": "started, not yet heard of",
+    "live": "at work: its phase",
+    "starting": "not heard of yet",
     "done": "finished",
     "stopped": "stopped on request",
-    "failed": "ended with an error",
-    "crashed": "died without a word",
-    "remote": "on another host, silent for so long",
+    "failed": "ended in an error",
+    "crashed": "died silently",
+    "remote": "on another host",
 }
 
 
@@ -79,21 +70,55 @@ class Confirm(ModalScreen[bool]):
 
 
 class Help(ModalScreen[None]):
-    """Keys and signs. Any of esc, enter, q and ? closes it."""
+    """The keys of the screen below, from the one table, and the signs. Any of esc, enter, q and ? closes it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,enter,q,question_mark", "app.pop_screen", show=False, priority=True)
+        Binding("escape,enter,q,question_mark", "app.pop_screen", show=False, priority=True),
+        Binding("down", "scroll(1)", show=False, priority=True),
+        Binding("up", "scroll(-1)", show=False, priority=True),
     ]
 
+    def __init__(self, rows: Sequence[tuple[Keyed, Key]]) -> None:
+        super().__init__()
+        self._rows = tuple(rows)
+
     def compose(self) -> ComposeResult:
-        """Two short tables."""
-        keys = [Content.assemble((f"{key:>6}", "bold $primary"), "  ", text) for key, text in KEYS]
-        signs = [
-            Content.assemble((f"{ICONS[name][0]:>6}", f"bold ${ICONS[name][1]}"), f"  {name:<9} ", (text, "$muted"))
-            for name, text in SIGNS.items()
-        ]
-        with Vertical(classes="dialog help"):
-            yield Static("Keys", classes="dialog-title")
-            yield Static(Content("\n").join(keys))
-            yield Static("Signs", classes="dialog-title", id="signs")
-            yield Static(Content("\n").join(signs))
+        """Two columns: what this screen can do; what works everywhere, and the signs."""
+        # The first owner is the screen; the app's keys work everywhere.
+        screen = [(o, k) for o, k in self._rows if o is self._rows[0][0] and not isinstance(o, App)]
+        with VerticalScroll(classes="dialog help"), Horizontal():
+            yield Static(_columns(screen), classes="help-keys")
+            yield Static(
+                Content("\n\n").join(
+                    [_columns([row for row in self._rows if row not in screen], "Everywhere"), _signs()]
+                ),
+                classes="help-signs",
+            )
+
+    def action_scroll(self, by: int) -> None:
+        """Where it does not fit."""
+        self.query_one(".help").scroll_relative(y=by, animate=False)
+
+
+def _columns(rows: Sequence[tuple[Keyed, Key]], title: str = "") -> Content:
+    """The keys under the headings of their groups; one that does not work now is dim."""
+    blocks = []
+    groups = [title] if title else dict.fromkeys(key.group for _, key in rows)
+    for group in groups:
+        lines = [Content.styled(group, "bold $primary")]
+        for owner, key in rows:
+            if title or key.group == group:
+                dim = " $muted" if owner.why_not(key) else ""
+                lines.append(Content.assemble((f"{key.name:>6}", f"bold{dim or ' $accent'}"), f"  {key.help}"))
+                if dim:
+                    lines[-1] = lines[-1].stylize("$muted")
+        blocks.append(Content("\n").join(lines))
+    return Content("\n\n").join(blocks)
+
+
+def _signs() -> Content:
+    lines = [
+        Content.assemble((f"{ICONS[name][0]:>6}", f"bold ${ICONS[name][1]}"), f"  {name:<9}", (text, "$muted"))
+        for name, text in SIGNS.items()
+    ]
+    return Content("\n").join([Content.styled("Signs", "bold $primary"), *lines])

@@ -1,7 +1,7 @@
-"""The form's fields, derived from a config dataclass: its types, defaults, choices and the strings below its fields.
+"""The forms, derived from the config dataclasses: their types, defaults, choices and the strings below their fields.
 
-No Textual here. `fields(TrainConfig)` describes, `build(TrainConfig, texts)` parses and validates what was typed,
-`argv(config)` gives the equivalent command line.
+No Textual here. `FORMS["train"].fields` describes, `FORMS["train"].judge(texts)` parses and validates what was typed
+and gives the equivalent command line, or a sentence for every field that is wrong.
 """
 
 from __future__ import annotations
@@ -12,13 +12,33 @@ import functools
 import inspect
 import shlex
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tq import config as tq_config
 
 C = TypeVar("C")
+# A section of a long form begins with this field and goes on, in the dataclass's order, to the next of them: a new
+# field belongs to the section that it stands in.
+SECTIONS = {
+    "model": "network and data",
+    "scheme": "quantization",
+    "weight_range": "ranges",
+    "effort": "accuracy and size",
+    "optimizer": "optimizer",
+    "lr": "learning rate",
+    "epochs": "length and order",
+    "tolerance": "checks and order",
+    "compile": "machine",
+    "device": "machine",
+}
+# What most runs set: never folded away. All others are, where a form is long.
+COMMON = frozenset(
+    {"file", "out", "model", "dataset", "data", "scheme", "optimizer", "lr", "epochs", "batch_size", "device"}
+    | {"effort", "target_size", "max_drop"}
+)
+LONG = 12
 # Fields that take any text, with known words to suggest.
 SUGGESTIONS = {
     "model": tq_config.MODELS,
@@ -39,6 +59,8 @@ class FormField:
     help: str
     choices: tuple[str, ...] = ()
     suggestions: tuple[str, ...] = ()
+    section: str = ""
+    common: bool = True
 
     @property
     def label(self) -> str:
@@ -60,18 +82,23 @@ def fields(kind: type[Any]) -> tuple[FormField, ...]:
 
 @functools.cache
 def _fields(kind: type[Any]) -> tuple[FormField, ...]:
-    help_texts = docstrings(kind)
-    return tuple(
-        FormField(
-            name=field.name,
-            type=str(field.type),
-            default=text(field.default),
-            help=help_texts.get(field.name, ""),
-            choices=tq_config.choices(field),
-            suggestions=SUGGESTIONS.get(field.name, ()),
+    help_texts, section, found = docstrings(kind), "", []
+    long = len(dataclasses.fields(kind)) > LONG
+    for field in dataclasses.fields(kind):
+        section = SECTIONS.get(field.name, section)
+        found.append(
+            FormField(
+                name=field.name,
+                type=str(field.type),
+                default=text(field.default),
+                help=help_texts.get(field.name, ""),
+                choices=tq_config.choices(field),
+                suggestions=SUGGESTIONS.get(field.name, ()),
+                section=section,
+                common=not long or field.name in COMMON,
+            )
         )
-        for field in dataclasses.fields(kind)
-    )
+    return tuple(found)
 
 
 def docstrings(kind: type[Any]) -> dict[str, str]:
@@ -139,6 +166,79 @@ def argv(config: Any) -> list[str]:
         elif value is not None:
             words += [field.flag, str(value)]
     return words
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is to be said of a form as it is filled in."""
+
+    errors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """a sentence by field; under "" one that belongs to no single field"""
+    words: tuple[str, ...] = ()
+    """the command line without its leading tq, once there is no error"""
+    config: Any = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """One command's form: what it takes beside its config, then the config's fields."""
+
+    command: str
+    config: type[Any]
+    extra: tuple[FormField, ...] = ()
+    """file and out: not settings, but arguments of the command"""
+
+    @property
+    def fields(self) -> tuple[FormField, ...]:
+        return (*self.extra, *fields(self.config))
+
+    def judge(
+        self, typed: Mapping[str, str], *, last: str = "", exists: Callable[[str], str] = lambda _: ""
+    ) -> Verdict:
+        """Parse and validate. `last`: the field that was typed into last; `exists(file)` says what is wrong with it."""
+        errors: dict[str, str] = {}
+        for field in self.fields:
+            try:
+                parse(field, typed[field.name])
+            except ValueError as error:
+                errors[field.name] = str(error)
+        if self.extra and "file" not in errors and (wrong := exists(typed["file"].strip())):
+            errors["file"] = wrong
+        known = {f.name: typed[f.name] for f in fields(self.config) if f.name not in errors}
+        try:
+            config = build(self.config, known)
+        except ValueError as error:
+            errors[self._blame(known, str(error), last)] = str(error)
+        if errors:
+            return Verdict(errors)
+        return Verdict({}, (self.command, *self._arguments(typed), *argv(config)), config)
+
+    def _blame(self, typed: Mapping[str, str], sentence: str, last: str) -> str:
+        """The field that a sentence is shown at: one without which it would not be said; "" if there is no such one."""
+        changed = {f.name: f for f in fields(self.config) if f.name in typed and typed[f.name] != f.default}
+        culprits = []
+        for name, field in changed.items():
+            try:
+                build(self.config, {**typed, name: field.default})
+            except ValueError as error:
+                if str(error) == sentence:
+                    continue
+            culprits.append(name)
+        # Where several together are wrong, what was typed last is what the user looks at.
+        return last if last in culprits else culprits[-1] if culprits else ""
+
+    def _arguments(self, typed: Mapping[str, str]) -> list[str]:
+        words = [typed["file"].strip()] if self.extra else []
+        return [*words, "--out", out] if (out := typed.get("out", "").strip()) else words
+
+
+_FILE = FormField("file", "str", "", "a model file, or a run: its id, or the last characters of it, or last")
+_OUT = FormField("out", "str | None", "", "where the packed file goes; default: named after the file and the scheme")
+FORMS = {
+    "train": Form("train", tq_config.TrainConfig),
+    "quantize": Form("quantize", tq_config.QuantizeConfig, (_FILE, _OUT)),
+    "bench": Form("bench", tq_config.BenchConfig, (_FILE,)),
+}
 
 
 def _scalar(label: str, kind: str, typed: str) -> Any:

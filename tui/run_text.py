@@ -1,4 +1,4 @@
-"""The texts of a run's screen: status line, tiles, size, and the panels below the charts."""
+"""The texts at the top of a run's screen: status line, tiles, size, trouble, and what stands in for a curve."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from textual.content import Content
 
 from tq.history import RunState
 from tui import state
+from tui.bars import bar, padded
 from tui.state import RunView
 
 # What a phase is busy with, for a run that has no curve yet.
@@ -15,10 +16,14 @@ BUSY = {
     "data": "reading the data set",
     "compile": "compiling the training step; the first steps follow",
     "autotune": "choosing kernel sizes",
-    "calibrate": "calibrating",
-    "pack": "packing",
+    "calibrate": "calibrating the activation ranges",
+    "pack": "packing the network and checking the file",
+    "eval": "evaluating",
     "bench": "timing",
+    "float": "training in float; waiting for the first step",
+    "train": "training; waiting for the first step",
 }
+TILE_WIDTH = 9
 
 
 def status_line(run: RunView, width: int) -> Content:
@@ -32,6 +37,8 @@ def status_line(run: RunView, width: int) -> Content:
         if run.status.silent_s >= 10 and s.phase in ("train", "float"):
             left += Content.styled(f", silent {state.span(run.status.silent_s)}", "$warning")
     left += Content.styled(f"  {state.span(run.elapsed_s)} in all  ", "$muted")
+    if run.share < 1:
+        left += Content.styled(f"reading the log {100 * run.share:.0f}%  ", "$warning")
     accuracy = state.packed_accuracy(s)
     if run.status.state == "done" and accuracy == accuracy:
         left += Content.assemble(("packed file ", "$muted"), (state.percent(accuracy, 2), "bold $success"), "  ")
@@ -48,38 +55,51 @@ def status_line(run: RunView, width: int) -> Content:
 
 
 def tiles(s: RunState, width: int) -> Content:
-    """Labels above values, in equal columns."""
+    """Labels above values, in equal columns; the most telling come first, and as many as fit."""
     tiles = [
         ("EPOCH", state.epochs(s)),
         ("STEP", f"{s.step:,}"),
-        ("ACCURACY", state.percent(s.last_acc)),
-        ("BEST", state.percent(s.best_acc)),
         ("LOSS", state.number(s.loss)),
+        ("TRAIN", state.percent(s.acc)),
+        ("EVAL", state.percent(s.last_acc)),
+        ("BEST", state.percent(s.best_acc)),
         ("IMG/S", state.number(s.img_s)),
         ("LR", state.number(s.lr)),
-        ("FLIPS", state.percent(100 * s.flip_rate, 2)),
     ]
-    if width >= 108:
-        gpu = "gpu_util" in s.sys
-        busy, memory = (_sys(s, "gpu_util"), _sys(s, "gpu_mem")) if gpu else (_sys(s, "cpu"), _sys(s, "rss"))
-        tiles.append(("GPU" if gpu else "CPU", state.percent(busy, 0)))
-        tiles.append(("GPU MEM" if gpu else "MEMORY", "-" if math.isnan(memory) else state.size(memory)))
+    # What only some methods have stands before what every run has.
+    own = [("FLIPS", state.percent(100 * s.flip_rate, 2)), ("2^-P", _resolution(s)), ("FROZEN", _portion(s))]
+    tiles[6:6] = [(label, value) for label, value in own if value != "-"]
+    gpu = "gpu_util" in s.sys
+    busy, memory = (_sys(s, "gpu_util"), _sys(s, "gpu_mem")) if gpu else (_sys(s, "cpu"), _sys(s, "rss"))
+    tiles.append(("GPU" if gpu else "CPU", state.percent(busy, 0)))
+    tiles.append(("GPU MEM" if gpu else "MEMORY", "-" if math.isnan(memory) else state.size(memory)))
+    tiles = tiles[: max(1, width // TILE_WIDTH)]
     room = width // len(tiles)
     labels = Content.assemble(*((f"{label:<{room}}", "$muted") for label, _ in tiles))
     values = Content.assemble(*((f"{value:<{room}}", "bold" if value != "-" else "$muted") for _, value in tiles))
     return Content("\n").join([labels, values])
 
 
+def _resolution(s: RunState) -> str:
+    """The exponents p of the updates' resolution 2^-p, smallest to largest over the tensors."""
+    if math.isnan(s.p_mean):
+        return "-"
+    return f"{s.p_mean:.0f}" if s.p_min == s.p_max or math.isnan(s.p_min) else f"{s.p_min:.0f} to {s.p_max:.0f}"
+
+
+def _portion(s: RunState) -> str:
+    return state.percent(100 * s.portion, 0)
+
+
 def size(s: RunState, width: int) -> Content:
     """Float and packed size as numbers and as bars to the same scale."""
     full = min(28, width // 4)
-    small = max(1, round(full * s.packed_bytes / s.float_bytes)) if s.float_bytes else 1
     line = Content.assemble(
         ("SIZE  ", "$muted"),
         f"{state.size(s.float_bytes)} ",
         ("█" * full, "$secondary"),
         (f" → {state.size(s.packed_bytes)} ", "bold"),
-        ("█" * min(full, small), "$success"),
+        (bar(s.packed_bytes / s.float_bytes if s.float_bytes else math.nan, full), "$success"),
         (f"  {s.ratio:.1f}x smaller", "bold $success"),
     )
     detail = Content.styled("   " + state.bits(s), "$muted")
@@ -91,62 +111,59 @@ def _sys(s: RunState, key: str) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
+def trouble(run: RunView, rows: int) -> tuple[str, Content] | None:
+    """Tone and text of the box above the charts, `rows` of detail at most: what is wrong and what can be done."""
+    s = run.state
+    if run.trouble:
+        first, *rest = run.trouble
+        # The last lines say more than the first of a long traceback.
+        lines = [Content.styled(first, "bold"), *(Content.styled(line, "$muted") for line in rest[-rows:])]
+        return "error", Content("\n").join([*lines, _way_on(run)])
+    if run.word.startswith("stalled"):
+        silent, phase = state.span(run.status.silent_s), state.clean(s.phase)
+        text = f"nothing was logged for {silent} in phase {phase}, but its process ({run.status.pid or '?'}) is alive"
+        return "warning", Content.assemble((text, "bold"), ("\nwait, or s stops it (S kills it)", "$muted"))
+    if s.nan_step and run.status.live:
+        text = f"the loss is no number since step {s.nan_step:,}"
+        return "error", Content.assemble((text, "bold"), ("\ns stops it; a lower lr or more warmup may help", "$muted"))
+    return None
+
+
+def _way_on(run: RunView) -> Content:
+    if not run.status.resumable:
+        return Content("")
+    step = run.state.checkpoint_step
+    since = f"from step {step:,}" if step else "from the start, there is no checkpoint"
+    key, word = "bold $primary", "$muted"
+    return Content.assemble(("r", key), (f" resumes it {since}   ", word), ("d", key), (" duplicates it", word))
+
+
+def gone(run: RunView) -> tuple[str, Content]:
+    """A run whose directory went while it was open: what was last known stays on the screen."""
+    text = f"{run.path} is gone: it was deleted or moved while it was open"
+    below = "\nbelow is what was last known; esc goes back to the list"
+    return "error", Content.assemble((text, "bold"), (below, "$muted"))
+
+
 def waiting(run: RunView) -> Content:
-    """What to say while there is no curve."""
+    """What to say while there is no curve: what it is busy with, and the phases so far with their time."""
+    if run.share < 1:
+        return Content.assemble(("reading the log", "bold"), f"\n{padded(run.share, 30)} {100 * run.share:.0f}%")
     if not run.status.live:
         return Content.styled("no step was logged", "$muted")
-    doing = BUSY.get(run.state.phase, run.state.phase or "starting")
-    return Content.assemble(
-        (doing, "bold"), "\n", (f"for {state.span(run.phase_s)}", "$muted") if run.phase_s == run.phase_s else ""
-    )
-
-
-def log(run: RunView) -> Content:
-    """The end of what the trainer printed."""
-    if not run.output:
-        return Content.styled("no out.log: this run writes to the terminal it was started from", "$muted")
-    return Content("\n").join(map(Content, run.output))
-
-
-def alerts(run: RunView) -> Content:
-    """The alerts, newest first."""
-    if not run.state.alerts:
-        return Content.styled("no alerts", "$muted")
-    tones = {"error": ("✗", "$error"), "warning": ("▲", "$warning")}
-    lines = []
-    for alert in reversed(run.state.alerts):
-        icon, tone = tones.get(alert.level, ("●", "$primary"))
-        ago = f"{state.span(max(0.0, run.now - alert.t)):>5} ago  "
-        lines.append(
-            Content.assemble(
-                (f"{icon} ", tone), (ago, "$muted"), (state.clean(alert.title), "bold"), f"  {state.clean(alert.text)}"
-            )
-        )
+    doing = BUSY.get(run.state.phase, state.clean(run.state.phase) or "the trainer is starting")
+    since = "" if math.isnan(run.phase_s) else f"  {state.span(run.phase_s)}"
+    lines = [Content.assemble((doing, "bold"), since)]
+    for name, seconds in run.state.phases.items():
+        lines.append(Content.assemble(("✓ ", "$success"), (f"{state.clean(name)} {state.span(seconds)}", "$muted")))
     return Content("\n").join(lines)
 
 
-def settings(run: RunView) -> Content:
-    """Command, settings, versions, and the summary of a run that has ended."""
-    lines = [Content.styled(state.command(run) or "the manifest names no command", "bold")]
-    versions = run.manifest.get("versions")
-    about = {
-        "device": run.manifest.get("device"),
-        "git": run.manifest.get("git"),
-        **(versions if isinstance(versions, dict) else {}),
-    }
-    for key, value in {**run.config, **about, **run.state.summary}.items():
-        lines.append(Content.assemble((f"{state.clean(str(key)):<22}", "$muted"), state.clean(str(value))))
-    return Content("\n").join(lines)
-
-
-def layers(run: RunView) -> Content:
-    """Bits by layer."""
-    if not run.state.layers:
-        return Content.styled("the sizes of the layers come with the first evaluation", "$muted")
-    rows = [(state.clean(name), value) for name, value in run.state.layers.items() if isinstance(value, int | float)]
-    wide = max((len(name) for name, _ in rows), default=0)
-    lines = [
-        Content.assemble(f"{name:<{wide}}  ", (f"{bits:>2g} bit ", "bold"), ("█" * math.ceil(bits), "$primary"))
-        for name, bits in rows
-    ]
-    return Content("\n").join(lines)
+def phase_times(run: RunView) -> dict[str, float]:
+    """Seconds by phase, in the order of their first beginning, with the one under way up to now."""
+    s = run.state
+    times = dict(s.phases)
+    if s.phase and not s.end:
+        until = run.now if run.status.live else s.updated
+        times[s.phase] = times.get(s.phase, 0.0) + max(0.0, until - s.phase_t)
+    return times

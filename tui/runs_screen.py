@@ -1,240 +1,287 @@
-"""The list of runs, with a strip about the chosen one."""
+"""Home: the list of runs, the picture of accuracy against size beside it, and a strip about the chosen run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any
 
-from rich.text import Text
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.events import Resize
-from textual.widgets import DataTable, Footer, Static
+from textual.widgets import DataTable, Static
 
-from tui import state
+from tq.query import Query
+from tui import runs_text, state
+from tui.columns import COLUMNS
+from tui.filter_bar import FilterBar
+from tui.footer import Footer
+from tui.keys import Key
+from tui.run_actions import RUN_KEYS, RunActions
+from tui.runs_table import RunsTable
 from tui.screen import TqScreen, logo, spread
 from tui.state import RunView, Snapshot
 
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the list: its text for a run, its width (0: what is left), and the terminal width that it needs."""
-
-    title: str
-    text: Callable[[RunView], str]
-    width: int
-    from_width: int = 0
-    justify: Literal["left", "right"] = "left"
+# Columns of the terminal from which the picture has room beside the list.
+PICTURE_FROM = 100
+SCOPES = ("all", "marked", "off")
+# What the key goes through; a click on a header orders by any column. "": newest first.
+ORDERS = ("", "acc", "size", "best", "epoch", "loss", "name", "scheme", "state", "age")
+COMPARE_AT_MOST = 6
 
 
-def _time_left(run: RunView) -> str:
-    """ETA of a live run, else how long it took."""
-    if not run.status.live:
-        return state.span(run.elapsed_s)
-    return "-" if run.state.eta_s != run.state.eta_s else f"~{state.span(run.state.eta_s)}"
+def _needs_run(screen: RunsScreen) -> str:
+    return "" if screen.run else "there is no run"
 
 
-def _ratio(run: RunView) -> str:
-    return f"{run.state.ratio:.1f}x" if run.state.packed_bytes else "-"
+class RunsScreen(RunActions, TqScreen):
+    """All runs under the root, or those that the filter leaves."""
 
-
-COLUMNS = (
-    Column("Status", lambda run: f"{run.icon} {run.word}", 15),
-    Column("Run", lambda run: run.name, 0),
-    Column("Id", lambda run: run.tag, 4),
-    Column("Data", lambda run: state.clean(str(run.config.get("dataset", "-"))), 11, 100),
-    Column("Device", lambda run: state.clean(str(run.manifest.get("device", "-"))), 7, 146),
-    Column("Epoch", lambda run: state.epochs(run.state), 7, justify="right"),
-    Column("Accuracy", lambda run: state.percent(state.accuracy(run.state)), 8, justify="right"),
-    Column("", lambda run: run.curve, state.SPARK_WIDTH, 110),
-    Column("Loss", lambda run: state.number(run.state.loss), 7, 128, justify="right"),
-    Column("img/s", lambda run: state.number(run.state.img_s) if run.status.live else "-", 7, 136, justify="right"),
-    Column(
-        "Packed",
-        lambda run: state.size(run.state.packed_bytes) if run.state.packed_bytes else "-",
-        8,
-        96,
-        justify="right",
-    ),
-    Column("Ratio", _ratio, 6, justify="right"),
-    Column("Time", _time_left, 6, justify="right"),
-)
-
-EMPTY = """No runs yet.
-
-Press n to start one from a form, or in another terminal:
-
-    tq train --model resnet20 --scheme w1a2
-
-Runs appear here as soon as they start, whoever started them."""
-
-
-class RunsScreen(TqScreen):
-    """All runs under the root, newest first."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        # The table has an enter of its own, which the footer does not show.
-        Binding("enter", "open", "Open", priority=True),
-        Binding("n", "new", "New"),
-        Binding("s", "stop", "Stop"),
-        Binding("r", "resume", "Resume"),
-        Binding("c", "copy", "Copy"),
-    ]
+    KEYS = (
+        Key("enter", "open", "Open", "open the run", group="List", why_not=_needs_run),
+        Key("slash", "filter", "Filter", "show only some: w<=4 acc>90", group="List"),
+        Key("space", "mark", "Mark", "mark the run", group="List", why_not=_needs_run),
+        Key("c", "compare", "Compare", "compare the marked runs", group="List", why_not=lambda s: s.why_not_compare),
+        Key("n", "new", "New", "start a run from a form", group="Runs", acts=True),
+        *RUN_KEYS,
+        Key("o", "order", "Order", "order by the next column", group="List"),
+        Key(
+            "p", "picture", "Picture", "picture: all, marked or none", group="List", why_not=lambda s: s.why_no_picture
+        ),
+        Key("down,j", "move('cursor_down')", "", "the next run", group="List"),
+        Key("up,k", "move('cursor_up')", "", "the run above", group="List"),
+        Key("end,G", "move('scroll_bottom')", "", "the oldest run", group="List"),
+        Key("home,g", "move('scroll_top')", "", "the newest run", group="List"),
+        Key("O", "reverse", "", "turn the order around", group="List"),
+        Key("escape", "clear", "", "drop filter, then marks", group="List", why_not=lambda s: s.why_not_clear),
+    )
 
     def __init__(self, chosen: Path | None = None) -> None:
         super().__init__()
         self._chosen = chosen
-        self._columns: tuple[Column, ...] = ()
-        self._columns_drawn: object = None
-        self._paths: tuple[Path, ...] = ()
+        self._query = Query()
+        self._order = ""
+        self._scope = "all"
+        self._marked: set[Path] = set()
+        self._shown: tuple[RunView, ...] = ()
 
     def compose(self) -> ComposeResult:
-        """Bar, table or the hint of an empty list, strip, footer."""
+        """Bar, filter, list and picture, strip, system line, footer."""
         yield Static(id="bar")
-        yield DataTable(id="runs", cursor_type="row", cell_padding=1)
-        with Vertical(id="empty"):
-            yield Static(EMPTY, markup=False)
+        yield FilterBar()
+        with Horizontal(id="body"):
+            yield RunsTable(id="runs")
+            with Vertical(id="empty"):
+                yield Static(id="empty-text", markup=False)
+            yield Vertical(id="side")
         yield Static(id="strip")
+        yield Static(id="system", markup=False)
         yield Footer()
 
     def on_mount(self) -> None:
         """Nothing is known until the first snapshot."""
+        self.query_one(RunsTable).focus()
         self.show(self.tq.snapshot)
-        self.query_one("#empty").display = False
 
     def on_resize(self, event: Resize) -> None:
-        """Wider terminals show more columns."""
-        self._draw_columns(event.size.width)
+        """Wider terminals show more columns, and the picture."""
         self.redraw()
 
     def on_screen_resume(self) -> None:
         """Back from a run: its output is no longer the one to read."""
-        self.tq.poller.watch(self._chosen)
+        self._choose(self._chosen)
+
+    # --- drawing ---
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw the snapshot; the cursor stays on its run."""
-        live = len(snapshot.live)
-        count = f"{len(snapshot.runs)} run{'s' if len(snapshot.runs) != 1 else ''}"
-        right = Content.assemble((f"● {live} running", "$primary" if live else "$muted"), f"   {count} ")
-        self.query_one("#bar", Static).update(
-            spread(
-                Content.assemble(logo("runs"), ("  in ", "$muted"), state.clean(self.tq.shown_root)),
-                right,
-                self.size.width,
-            )
-        )
-        table = self.query_one("#runs", DataTable)
-        table.display = bool(snapshot.runs)
-        self.query_one("#empty").display = not snapshot.runs
-        self._fill(table, snapshot)
+        table = self.query_one(RunsTable)
+        # a key may have moved the cursor since, of which the message has not come yet
+        self._chosen = table.chosen or self._chosen
+        self._shown = state.select(snapshot.runs, self._query, self._order, snapshot.now)
+        self._marked &= {run.path for run in snapshot.runs}
+        shown = [run.path for run in self._shown]
+        if shown and self._chosen not in shown:
+            # the next one down where the chosen run has gone
+            self._choose(shown[max(0, min(table.cursor_row, len(shown) - 1))])
+        left = Content.assemble(logo("runs"), ("  in ", "$muted"), state.clean(self.tq.shown_root))
+        right = runs_text.counts(snapshot, len(shown), len(self._marked))
+        self.query_one("#bar", Static).update(spread(left, right, self.size.width))
+        empty = self.query_one("#empty")
+        # before the disk was read there is nothing to say yet
+        table.display, empty.display = bool(shown), not shown and bool(snapshot.whole or snapshot.runs)
+        if shown and self.focused is None:
+            table.focus()
+        self.query_one("#empty-text", Static).update(runs_text.nothing(snapshot, self._query.text))
+        width = self._draw_picture()
+        table.lay_out(width, self._order)
+        table.fill(self._shown, snapshot.now, self._chosen, self._marked)
         self._draw_strip()
+        self.query_one("#system", Static).update(state.system_line(snapshot.system))
+        self.query_one(Footer).check()
 
-    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
-        """The strip follows the cursor, and the poller reads that run's output."""
-        self._chosen = self._paths[event.cursor_row] if 0 <= event.cursor_row < len(self._paths) else None
-        if self.is_current:
-            self.tq.poller.watch(self._chosen)
+    def _draw_picture(self) -> int:
+        """Draw the picture where it has room; returns the columns that are left for the list."""
+        side, width = self.query_one("#side"), self.size.width
+        side.display = not self.why_no_picture and self._scope != "off" and bool(self._shown)
+        if not side.display:
+            return width
+        wide = max(40, width * 2 // 5)
+        side.styles.width = wide
+        if side.children:
+            self._update_picture()
+        else:
+            self.call_after_refresh(self._mount_picture)
+        return width - wide
+
+    def _mount_picture(self) -> None:
+        # Imported late: plotext is a part of the start-up time that the first frame does not need.
+        from tui.pareto import Pareto
+
+        side = self.query_one("#side")
+        if self.is_attached and not side.children:
+            side.mount(Pareto(id="pareto"))
+            self.call_after_refresh(self._update_picture)
+
+    def _update_picture(self) -> None:
+        from tui.pareto import Pareto
+
+        for picture in self.query(Pareto):
+            marked = self._scope == "marked"
+            runs = [run for run in self._shown if run.path in self._marked or not marked]
+            empty = "no run is marked: space marks one" if marked and not runs else "no run has written its size yet"
+            picture.draw(state.dots(runs), chosen=self._chosen, marked=self._marked, empty=empty)
+
+    def _draw_strip(self) -> None:
+        run, strip = self.run, self.query_one("#strip", Static)
+        strip.display = run is not None
+        if run:
+            strip.update(runs_text.strip(run))
+
+    # --- the chosen run ---
+
+    @property
+    def run(self) -> RunView | None:
+        """The run under the cursor."""
+        path = self.query_one(RunsTable).chosen or self._chosen
+        return next((run for run in self._shown if run.path == path), None)
+
+    def _choose(self, path: Path | None) -> None:
+        self._chosen = path
+        # `is_current` would be true below another screen too
+        if self.app.screen is self:
+            self.tq.poller.watch(path)
+
+    def on_data_table_row_highlighted(self) -> None:
+        """Strip, picture and footer follow the cursor, and the poller reads that run's output."""
+        if self.run is None:
+            return
+        self._choose(self.run.path)
         self._draw_strip()
+        self.query_one(Footer).check()
+        # The list first: it is what the eye follows.
+        self.call_after_refresh(self._update_picture_of_now)
+
+    def _update_picture_of_now(self) -> None:
+        if self.query_one("#side").display:
+            self._update_picture()
 
     def on_data_table_row_selected(self) -> None:
         """Enter on a row, or a click on the chosen one."""
         self.action_open()
 
+    def on_data_table_header_selected(self, event: DataTable.HeaderSelected) -> None:
+        """Order by the column; once more turns it around."""
+        order = next((column.sort for column in COLUMNS if column.title == event.column_key.value), "")
+        if order:
+            self._set_order(f"-{order}" if order == self._order else order)
+
+    def on_pareto_picked(self, event: Any) -> None:
+        """A dot in the picture was clicked."""
+        self.query_one(RunsTable).choose(event.path)
+
+    def on_filter_bar_changed(self, event: FilterBar.Changed) -> None:
+        """Show what is wanted now."""
+        self._query = event.wanted
+        self.redraw()
+
+    def on_filter_bar_left(self) -> None:
+        """Back to the list, if there is one: a key would else go on into the filter."""
+        table = self.query_one(RunsTable)
+        self.set_focus(table if table.display else None)
+
+    # --- reasons ---
+
+    @property
+    def why_not_compare(self) -> str:
+        """Why the marked runs cannot be compared."""
+        n = len(self._marked)
+        return "" if 2 <= n <= COMPARE_AT_MOST else f"mark 2 to {COMPARE_AT_MOST} runs with space; {n} are marked"
+
+    @property
+    def why_no_picture(self) -> str:
+        """Why there is no room for the picture."""
+        width = self.size.width
+        return "" if width >= PICTURE_FROM else f"the picture needs {PICTURE_FROM} columns; there are {width}"
+
+    @property
+    def why_not_clear(self) -> str:
+        """Why there is nothing to drop."""
+        return "" if self.query_one(FilterBar).display or self._marked else "there is no filter and no mark to drop"
+
+    # --- keys ---
+
     def action_open(self) -> None:
         """Show the chosen run in full."""
-        if run := self._run():
+        if run := self.run:
             self.tq.open_run(run.path)
 
     def action_new(self) -> None:
         """The form for a new run."""
         self.tq.open_form()
 
-    def action_copy(self) -> None:
-        """The form, filled with the chosen run's settings."""
-        run = self._run()
-        self.tq.open_form(run.config if run else None)
+    def action_filter(self) -> None:
+        """Type a filter."""
+        self.query_one(FilterBar).type()
 
-    def action_stop(self) -> None:
-        """Stop the chosen run."""
-        if run := self._run():
-            self.tq.stop_run(run)
-
-    def action_resume(self) -> None:
-        """Resume the chosen run."""
-        if run := self._run():
-            self.tq.resume_run(run)
-
-    def _run(self) -> RunView | None:
-        return self.tq.snapshot.find(self._chosen)
-
-    def _draw_columns(self, width: int) -> None:
-        columns = tuple(column for column in COLUMNS if column.from_width <= width)
-        # A cell is padded on both sides, and the scrollbar takes a column.
-        left_over = max(12, width - 1 - sum(column.width + 2 for column in columns))
-        if (columns, left_over) == self._columns_drawn:
-            return
-        self._columns_drawn = columns, left_over
-        self._columns, self._paths = columns, ()
-        table = self.query_one("#runs", DataTable)
-        table.clear(columns=True)
-        for column in columns:
-            table.add_column(
-                Text(column.title, justify=column.justify), width=column.width or left_over, key=column.title
-            )
-
-    def _fill(self, table: DataTable[Text], snapshot: Snapshot) -> None:
-        paths = tuple(run.path for run in snapshot.runs)
-        if not self._columns:
-            return
-        if paths != self._paths:
-            chosen = self._chosen
-            self._paths = paths
-            with self.prevent(DataTable.RowHighlighted):
-                table.clear()
-                for run in snapshot.runs:
-                    table.add_row(*self._cells(run), key=str(run.path))
-                self._chosen = chosen if chosen in paths else (paths[0] if paths else None)
-                if self._chosen:
-                    table.move_cursor(row=paths.index(self._chosen))
-            if self.is_current:
-                self.tq.poller.watch(self._chosen)
-            return
-        for run in snapshot.runs:
-            for column, cell in zip(self._columns, self._cells(run), strict=True):
-                if table.get_cell(str(run.path), column.title) != cell:
-                    table.update_cell(str(run.path), column.title, cell)
-
-    def _cells(self, run: RunView) -> list[Text]:
-        colors = self.tq.theme_variables
-        cells = []
-        for column in self._columns:
-            words = column.text(run)
-            tone = (
-                run.tone if column.title == "Status" else "muted" if words == "-" or column.title in ("Id", "") else ""
-            )
-            style = colors.get(tone, "")
-            cells.append(Text(words, style=style, justify=column.justify, no_wrap=True, overflow="ellipsis"))
-        return cells
-
-    def _draw_strip(self) -> None:
-        run = self._run()
-        strip = self.query_one("#strip", Static)
-        strip.display = run is not None
-        if run is None:
-            return
-        lines = [Content.assemble((f"{run.icon} ", f"bold ${run.tone}"), (run.path.name, "bold"))]
-        lines.append(Content.assemble((state.verdict(run), f"${run.tone}" if run.trouble else "")))
-        if run.trouble:
-            # The last lines say more than the first of a long traceback.
-            lines += [Content.styled(line, "$muted") for line in run.trouble[1:][-2:]]
+    def action_clear(self) -> None:
+        """Drop the filter; without one, the marks."""
+        if self.query_one(FilterBar).display:
+            self.query_one(FilterBar).drop()
+            self.query_one(RunsTable).focus()
         else:
-            sizes = "  ".join(filter(None, (state.sizes(run.state), state.bits(run.state))))
-            lines += [Content.styled(line, "$muted") for line in (state.command(run), sizes)]
-            alert = run.state.alerts[-1] if run.state.alerts else None
-            if alert and alert.level != "info":
-                lines.append(Content.styled(state.clean(f"▲ {alert.title}: {alert.text}"), "$warning"))
-        strip.update(Content("\n").join(lines))
+            self._marked.clear()
+            self.redraw()
+
+    def action_move(self, how: str) -> None:
+        """The table's own moves, also by letters; its home and end would move by columns."""
+        getattr(self.query_one(RunsTable), f"action_{how}")()
+
+    def action_mark(self) -> None:
+        """Mark the chosen run, or take its mark away, and go on to the next."""
+        if run := self.run:
+            self._marked ^= {run.path}
+            self.query_one(RunsTable).action_cursor_down()
+            self.redraw()
+
+    def action_compare(self) -> None:
+        """The marked runs side by side, in the order of the list."""
+        self.tq.open_comparison(tuple(run.path for run in self.tq.snapshot.runs if run.path in self._marked))
+
+    def action_order(self) -> None:
+        """Order by the next column."""
+        at = ORDERS.index(self._order) if self._order in ORDERS else 0
+        self._set_order(ORDERS[(at + 1) % len(ORDERS)])
+
+    def action_reverse(self) -> None:
+        """Turn the order around."""
+        self._set_order(self._order.removeprefix("-") if self._order.startswith("-") else f"-{self._order or 'age'}")
+
+    def action_picture(self) -> None:
+        """All runs, only the marked ones, or no picture."""
+        self._scope = SCOPES[(SCOPES.index(self._scope) + 1) % len(SCOPES)]
+        self.redraw()
+
+    def _set_order(self, order: str) -> None:
+        self._order = order
+        self.redraw()

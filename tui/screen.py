@@ -1,12 +1,15 @@
-"""What the dashboard's screens share."""
+"""What the dashboard's screens share: keys from one table, snapshots to draw, and a least size."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
 from textual.content import Content
+from textual.events import Resize
 from textual.screen import Screen
+from textual.widgets import Static
 
+from tui.keys import Keyed
 from tui.state import Snapshot
 
 if TYPE_CHECKING:
@@ -15,10 +18,12 @@ if TYPE_CHECKING:
 
 # Columns from which there is room for explanations beside things.
 WIDE = 110
+# Columns and lines below which nothing is legible.
+LEAST = (60, 16)
 
 
-class TqScreen(Screen[None]):
-    """A full screen that draws snapshots."""
+class TqScreen(Keyed, Screen[None]):
+    """A full screen that draws snapshots. It declares its keys in KEYS (see tui/keys.py)."""
 
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (WIDE, "-wide")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-short"), (34, "-tall")]  # noqa: RUF012
@@ -27,6 +32,19 @@ class TqScreen(Screen[None]):
     def tq(self) -> TqApp:
         """The app, typed."""
         return cast("TqApp", self.app)
+
+    def on_mount(self) -> None:
+        """Beside what the screen itself mounts (Textual calls the handlers of all base classes)."""
+        self.mount(Static(id="too-small"))
+
+    def on_resize(self, event: Resize) -> None:
+        """Say so where the terminal is too small."""
+        width, height = event.size
+        small = width < LEAST[0] or height < LEAST[1]
+        self.set_class(small, "-cramped")
+        if small and self.is_mounted:
+            sentence = f"tq needs a terminal of {LEAST[0]}x{LEAST[1]}; this one is {width}x{height}"
+            self.query_one("#too-small", Static).update(sentence)
 
     def redraw(self) -> None:
         """Draw the app's snapshot, unless this screen is not complete yet or is being taken down."""

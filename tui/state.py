@@ -10,12 +10,16 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tq import runs
+from tq import query, runs
 from tq.history import RunState, binned
+from tq.panels import packed_point, pareto
+from tq.query import Query
 from tq.runs import Status
+from tui.system import System
 
 # Icon and colour (a Textual theme variable) by state. The word is always shown too: colour alone says nothing.
 ICONS = {
@@ -45,16 +49,28 @@ class RunView:
     output: tuple[str, ...] = ()
     """last lines of out.log; only of the run that is being looked at"""
     now: float = 0.0
-    curve: str = ""
-    """the training accuracy in one line"""
+    """when it was looked at; a run that is over keeps the time of its last change"""
+    share: float = 1.0
+    """how much of the log has been read, 0 to 1"""
+    gone: bool = False
+    """its directory was deleted; what is known of it was read before"""
     asked_t: float | None = None
     """when this dashboard asked it to stop"""
 
-    @property
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What a filter or an order asks for."""
+        return query.facts(self.path, self.manifest, self.state, self.status)
+
+    @cached_property
+    def curve(self) -> str:
+        """The training accuracy in one line."""
+        return spark([p.acc for p in self.state.points])
+
+    @cached_property
     def name(self) -> str:
         """resnet20-w1a2: the manifest's name, or what the directory's name says."""
-        parts = self.path.name.split("-")
-        return clean(str(self.manifest.get("name") or "-".join(parts[2:-1]) or self.path.name))
+        return clean(query.name(self.path, self.manifest))
 
     @property
     def tag(self) -> str:
@@ -63,15 +79,21 @@ class RunView:
 
     @property
     def icon(self) -> str:
+        if self.gone:
+            return "✗"
         return "▲" if self.word.startswith("stalled") else ICONS[self.status.state][0]
 
     @property
     def tone(self) -> str:
         """The theme variable of its colour."""
+        if self.gone:
+            return "error"
         return "warning" if self.word.startswith("stalled") else ICONS[self.status.state][1]
 
     @property
     def word(self) -> str:
+        if self.gone:
+            return "deleted"
         if self.asked_t is not None and self.status.live:
             return f"stopping {runs.duration(self.now - self.asked_t)}"
         return clean(self.status.word)
@@ -104,6 +126,8 @@ class RunView:
     @property
     def trouble(self) -> tuple[str, ...]:
         """What went wrong, the most telling line first; empty for a run that is well."""
+        if self.gone:
+            return "the directory of this run was deleted; what is shown was read before", clean(str(self.path))
         if self.status.state == "failed":
             detail = self.state.traceback.strip().splitlines()[-6:]
             return tuple(clean(line) for line in (self.state.error or "the run failed and left no message", *detail))
@@ -121,7 +145,8 @@ class Snapshot:
     runs: tuple[RunView, ...] = ()
     now: float = 0.0
     whole: bool = True
-    """False while some logs, of older runs, have not been read for the first time"""
+    """False while some logs have not been read to their end for the first time"""
+    system: System | None = None
 
     @property
     def live(self) -> tuple[RunView, ...]:
@@ -129,6 +154,55 @@ class Snapshot:
 
     def find(self, path: Path | None) -> RunView | None:
         return next((run for run in self.runs if run.path == path), None)
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A run in the picture of accuracy against size."""
+
+    path: Path
+    bytes: float
+    accuracy: float
+    label: str
+    dataset: str
+    front: bool
+    """no other run on this data set is both smaller and better"""
+
+
+def dots(chosen: Sequence[RunView]) -> tuple[Dot, ...]:
+    """The runs that have a size and an accuracy, smallest first."""
+    points: dict[str, list[tuple[RunView, tuple[float, float]]]] = {}
+    for run in chosen:
+        if point := packed_point(run.state):
+            points.setdefault(str(run.config.get("dataset")), []).append((run, point))
+    found = []
+    for dataset, here in points.items():
+        # percent of one data set say nothing against those of another
+        front = set(pareto([point for _, point in here]))
+        found += [Dot(run.path, *point, run.name, dataset, front=point in front) for run, point in here]
+    return tuple(sorted(found, key=lambda dot: (dot.bytes, -dot.accuracy)))
+
+
+def select(chosen: Sequence[RunView], wanted: Query, sort: str, now: float) -> tuple[RunView, ...]:
+    """The runs that a filter leaves, ordered (query.SORTS); "" keeps them newest first. Deleted ones are left out."""
+    kept = [run for run in chosen if not run.gone and wanted.match(run.facts, now)]
+    return tuple(query.ordered(kept, sort, lambda run: run.facts) if sort else kept)
+
+
+def why_not_stop(run: RunView | None) -> str:
+    """Why this run cannot be stopped; "" if it can."""
+    if run is None:
+        return "there is no run to stop"
+    return f"{run.name} is not running ({run.word})" if run.gone or not run.status.live else ""
+
+
+def why_not_resume(run: RunView | None) -> str:
+    """Why this run cannot be resumed; "" if it can."""
+    if run is None:
+        return "there is no run to resume"
+    if run.status.live and not run.gone:
+        return f"{run.name} is still running"
+    return f"{run.name} cannot be resumed ({run.word})" if run.gone or not run.status.resumable else ""
 
 
 def clean(text: str) -> str:
@@ -163,6 +237,32 @@ def size(value: float) -> str:
 def span(seconds: float) -> str:
     """1m40; "-" for NaN."""
     return "-" if math.isnan(seconds) else runs.duration(seconds)
+
+
+def age(seconds: float) -> str:
+    """How long ago, in one unit, so that a list of old runs does not change all the time: 40s, 12m, 5h, 3d."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f}{unit}"
+    return f"{max(0.0, seconds):.0f}s"
+
+
+def system_line(system: System | None) -> str:
+    """CPU 41%   RAM 9.8 of 33.5 GB   GPU H100 87% 12.1 of 85.0 GB 310 W 61 °C"""
+    if system is None:
+        return ""
+    parts = [f"CPU {system.cpu:.0f}%", f"RAM {_of(system.used_bytes, system.total_bytes)}"]
+    for gpu in system.gpus:
+        name = clean(gpu.name).removeprefix("NVIDIA ")
+        busy = "" if gpu.busy is None else f" {gpu.busy:.0f}%"
+        watt = "" if gpu.power_w is None else f" {gpu.power_w:.0f} W"
+        heat = "" if gpu.celsius is None else f" {gpu.celsius:.0f} °C"
+        parts.append(f"GPU {name}{busy} {_of(gpu.used_bytes, gpu.total_bytes)}{watt}{heat}")
+    return "   ".join(parts if system.gpus else [*parts, system.no_gpu])
+
+
+def _of(used: float, total: float) -> str:
+    return f"{used / 1e9:.1f} of {total / 1e9:.1f} GB"
 
 
 def sizes(state: RunState) -> str:
@@ -220,6 +320,10 @@ def packed_accuracy(state: RunState) -> float:
 def verdict(run: RunView) -> str:
     """One sentence on where the run stands, for the strip below the list."""
     state, word = run.state, run.status.state
+    if run.gone:
+        return run.trouble[0]
+    if run.share < 1:
+        return f"reading its log, {100 * run.share:.0f}%"
     if word == "starting":
         return "the trainer is starting"
     if word == "live":

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from textual.content import Content
+from textual.widgets import Static
 
 from tq import runs
-from tq.events import EventLog
+from tq.events import EventLog, encode
 from tui.app import TqApp
+from tui.system import System
 
 REPOSITORY = Path(__file__).parents[2]
 NOW = 1_800_000_000.0
+SYSTEM = System(cpu=41.0, used_bytes=9.8e9, total_bytes=33.5e9)
 MakeRun = Callable[..., Path]
 
 
 @pytest.fixture(autouse=True)
-def _same_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def _same_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Children find the packages; colours, commit and version do not depend on where the tests run."""
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
     monkeypatch.setattr(runs, "_git_commit", lambda: "0123abc")
     monkeypatch.setattr("platform.python_version", lambda: "3.11.0")
 
@@ -159,7 +166,50 @@ def demo(make_run: MakeRun) -> list[Path]:
 def dashboard(root: Path) -> Callable[..., TqApp]:
     """A dashboard with a stopped clock that reads the disk only on `await app.polled()`."""
 
-    def build(run: Path | None = None, *, clock: Callable[[], float] = lambda: NOW, every_s: float = 3600) -> TqApp:
-        return TqApp(root, run, clock=clock, every_s=every_s)
+    def build(run: Path | None = None, *, clock: Callable[[], float] = lambda: NOW, **options: Any) -> TqApp:
+        return TqApp(root, run, clock=clock, **{"every_s": 3600, "system": lambda: SYSTEM, **options})
 
     return build
+
+
+@pytest.fixture
+def append() -> Callable[..., None]:
+    """append(path, {"k": "step", ...}, ...): more events for a run, a second apart and up to now."""
+
+    def write(path: Path, *events: dict[str, object]) -> None:
+        with (path / "events.jsonl").open("ab") as file:
+            for i, event in enumerate(events):
+                file.write(encode({"t": NOW - len(events) + 1 + i, **event}))
+
+    return write
+
+
+@pytest.fixture
+def text_of() -> Callable[[TqApp, str], str]:
+    """text_of(app, "#status"): the text of a static on the screen; "" while the screen has none of that name."""
+
+    def read(app: TqApp, selector: str) -> str:
+        for static in app.screen.query(selector).results(Static):
+            return static.content.plain if isinstance(static.content, Content) else str(static.content)
+        return ""
+
+    return read
+
+
+@pytest.fixture
+def said() -> Callable[[TqApp], str]:
+    """said(app): the toasts that were shown."""
+    return lambda app: " | ".join(note.message for note in app._notifications)
+
+
+@pytest.fixture
+def settle() -> Callable[..., Awaitable[None]]:
+    """await settle(app, lambda: ...): poll until something is so."""
+
+    async def until(app: TqApp, done: Callable[[], bool], *, within_s: float = 30) -> None:
+        async with asyncio.timeout(within_s):
+            while not done():
+                await app.polled()
+                await asyncio.sleep(0.01)
+
+    return until

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
-from tui import new_run
 from tui.app import TqApp
 
 SMALL, LARGE = (80, 24), (120, 36)
 SnapCompare = Callable[..., bool]
 Build = Callable[..., TqApp]
 Size = tuple[int, int]
+HUGE, NARROW = (200, 50), (60, 20)
+all_sizes = pytest.mark.parametrize("size", [NARROW, SMALL, LARGE, HUGE], ids=["60x20", "80x24", "120x36", "200x50"])
 both_sizes = pytest.mark.parametrize("size", [SMALL, LARGE], ids=["80x24", "120x36"])
 
 
@@ -30,6 +30,8 @@ def after(*keys: str) -> Callable[[Pilot[Any]], Awaitable[None]]:
         await app.polled()
         await pilot.press(*keys)
         await app.polled()
+        # the picture is mounted after a frame, and drawn after its layout
+        await pilot.pause()
         for box in app.screen.query(Input):
             box.cursor_blink = False
         await pilot.pause()
@@ -37,7 +39,7 @@ def after(*keys: str) -> Callable[[Pilot[Any]], Awaitable[None]]:
     return act
 
 
-@both_sizes
+@all_sizes
 def test_the_list(snap_compare: SnapCompare, demo: list[Path], dashboard: Build, size: Size) -> None:
     assert snap_compare(dashboard(), terminal_size=size, run_before=after("down"))
 
@@ -46,48 +48,33 @@ def test_an_empty_list(snap_compare: SnapCompare, dashboard: Build) -> None:
     assert snap_compare(dashboard(), terminal_size=SMALL, run_before=after())
 
 
-@both_sizes
-@pytest.mark.parametrize("which", [1, 4], ids=["failed", "live"])
-def test_a_run(snap_compare: SnapCompare, demo: list[Path], dashboard: Build, size: Size, which: int) -> None:
-    assert snap_compare(dashboard(demo[which]), terminal_size=size, run_before=after())
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["80x24", "120x36"])
+def test_the_list_with_a_filter_an_order_and_marks(
+    snap_compare: SnapCompare, demo: list[Path], dashboard: Build, size: Size
+) -> None:
+    keys = ("slash", *"w<=2", "enter", "o", "down", "space", "space")
+    assert snap_compare(dashboard(), terminal_size=size, run_before=after(*keys))
 
 
-@pytest.mark.parametrize("which", [0, 2, 5], ids=["done", "crashed", "compiling"])
-def test_another_run(snap_compare: SnapCompare, demo: list[Path], dashboard: Build, which: int) -> None:
-    assert snap_compare(dashboard(demo[which]), terminal_size=SMALL, run_before=after())
+def test_a_filter_that_is_wrong(snap_compare: SnapCompare, demo: list[Path], dashboard: Build) -> None:
+    assert snap_compare(dashboard(), terminal_size=SMALL, run_before=after("slash", *"acc>x"))
 
 
-@pytest.mark.parametrize("panel", [1, 2, 3], ids=["alerts", "settings", "layers"])
-def test_a_panel(snap_compare: SnapCompare, demo: list[Path], dashboard: Build, panel: int) -> None:
-    assert snap_compare(dashboard(demo[4]), terminal_size=LARGE, run_before=after(*["right"] * panel))
+@pytest.mark.parametrize("size", [NARROW, SMALL, LARGE, HUGE], ids=["60x20", "80x24", "120x36", "200x50"])
+def test_a_comparison(snap_compare: SnapCompare, demo: list[Path], dashboard: Build, size: Size) -> None:
+    keys = ("end", "space", "up", "space", "up", "up", "space", "c")
+    assert snap_compare(dashboard(), terminal_size=size, run_before=after(*keys))
 
 
-@dataclass(frozen=True)
-class SmallConfig:
-    """Stands in for TrainConfig, so that its next setting does not change the picture."""
-
-    model: str = "resnet20"
-    """which network, e.g. resnet20"""
-    compile: bool = True
-    """compile the step"""
-    optimizer: Literal["sgd", "adamw", "hysteresis-sgd"] = "sgd"
-    """what moves the weights; too long a text for the line beside the field, where it is cut off"""
-    image_size: int | None = None
-    """height and width in pixels"""
-    lr: float = 0.05
-    """peak learning rate"""
-    milestones: tuple[float, ...] = (0.3, 0.6)
-    """where the rate falls"""
-
-    def __post_init__(self) -> None:
-        if self.model != "resnet20":
-            raise ValueError(f"unknown model {self.model!r}: expected resnet20")
+def test_too_small(snap_compare: SnapCompare, demo: list[Path], dashboard: Build) -> None:
+    assert snap_compare(dashboard(), terminal_size=(58, 14), run_before=after())
 
 
-@both_sizes
-def test_the_form(snap_compare: SnapCompare, dashboard: Build, size: Size, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(new_run, "TrainConfig", SmallConfig)
-    assert snap_compare(dashboard(), terminal_size=size, run_before=after("n", "x"))
+@pytest.mark.parametrize(
+    "options", [{"ascii": True}, {"readonly": "no", "note": "READ-ONLY"}], ids=["ascii", "readonly"]
+)
+def test_a_way_to_start(snap_compare: SnapCompare, demo: list[Path], dashboard: Build, options: dict[str, Any]) -> None:
+    assert snap_compare(dashboard(**options), terminal_size=LARGE, run_before=after())
 
 
 @pytest.mark.parametrize("keys", [["down", "s"], ["q"], ["question_mark"]], ids=["stop", "quit", "help"])

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -42,6 +43,9 @@ from tq.picture import SUFFIXES
 from tq.post_training import run
 from tq.ptq.images import check_forward
 from tq.verify import Proof, save_verified
+
+# Between two lines of progress in a file: often enough for whoever watches it, rare enough for whoever keeps it.
+LINE_EVERY_S = 5.0
 
 
 def quantize(flags: Quantize, argv: list[str]) -> None:
@@ -139,12 +143,16 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
     print_result(result, flags, _render)
 
 
-def _told_to(bars: Progress) -> Callable[[str, int, int], None]:
-    """A progress callback that moves one bar."""
-    task = bars.add_task("", total=None)
+def _told_to(bars: Progress, clock: Callable[[], float] = time.monotonic) -> Callable[[str, int, int], None]:
+    """A progress callback that moves one bar; where stderr is no terminal it says a line now and then."""
+    task, said = bars.add_task("", total=None), -math.inf
 
     def tell(what: str, done: int, of: int) -> None:
+        nonlocal said
         bars.update(task, description=what, completed=done, total=of or None)
+        if bars.disable and clock() - said >= LINE_EVERY_S:
+            said = clock()
+            bars.console.print(f"{what} {done}/{of}" if of else what, markup=False)
 
     return tell
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from tq import history
+from tq import history, query
 from tq import runs as store
 from tq.cli import Plot, Runs
 from tq.commands.output import print_result, show, size
@@ -21,13 +20,10 @@ from tq.plot import plot as draw
 def runs(flags: Runs, argv: list[str]) -> None:
     """list, show, compare, stop, resume."""
     if flags.action == "list":
-        rows = [describe(path) for path in store.list_runs(flags.runs)]
-        show(
-            {"runs": rows},
-            flags,
-            lambda r: _table(r["runs"]) if r["runs"] else f"no runs in {flags.runs}; start one: tq train",
-        )
+        show({"runs": chosen(flags)}, flags, lambda r: _table(r["runs"]) if r["runs"] else _none(flags))
         return
+    if flags.filter or flags.sort:
+        raise ValueError(f"--filter and --sort are for the list; tq runs {flags.action} takes the runs' names")
     if not flags.names:
         raise ValueError(f"tq runs {flags.action} needs a run: an id, a piece of it, or 'last'")
     paths = [store.find(flags.runs, name) for name in flags.names]
@@ -40,6 +36,13 @@ def runs(flags: Runs, argv: list[str]) -> None:
         return
     rows = [describe(path) | {"config": store.manifest(path).get("config", {})} for path in paths]
     show({"runs": rows}, flags, lambda r: _compare(r["runs"]))
+
+
+def chosen(flags: Runs) -> list[dict[str, Any]]:
+    """The runs that --filter leaves, in the order of --sort (default: newest first)."""
+    wanted, now = query.parse(flags.filter), time.time()
+    rows = [row for path in store.list_runs(flags.runs) if wanted.match(row := describe(path), now)]
+    return query.ordered(rows, flags.sort, lambda row: row) if flags.sort else rows
 
 
 def plot(flags: Plot, argv: list[str]) -> None:
@@ -57,28 +60,20 @@ def plot(flags: Plot, argv: list[str]) -> None:
 
 def describe(path: Path) -> dict[str, Any]:
     """One run as plain values."""
-    state, status = history.read(path), store.status(path)
-    config = store.manifest(path).get("config", {})
+    state, status, manifest = history.read(path), store.status(path), store.manifest(path)
     return {
-        "run": path.name,
-        "state": status.state,
-        "status": status.word,
-        "model": config.get("model"),
-        "dataset": config.get("dataset"),
-        "scheme": config.get("scheme"),
-        "epoch": state.epoch,
+        **query.facts(path, manifest, state, status),
         "epochs": state.epochs,
-        "accuracy": _number(state.last_acc),
-        "best": _number(state.best_acc),
-        "bytes": state.packed_bytes or None,
         "float_bytes": state.float_bytes or None,
         "age_s": round(time.time() - state.started) if state.started else None,
         "error": state.error,
     }
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _none(flags: Runs) -> str:
+    if flags.filter and store.list_runs(flags.runs):
+        return escape(f"no run in {flags.runs} fits the filter {flags.filter!r}")
+    return f"no runs in {flags.runs}; start one: tq train"
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:
