@@ -5,7 +5,7 @@
 `t` is unix seconds and `k` the kind. Kinds and their fields:
 
     start       v, pid, host, device, epochs, steps_per_epoch, metrics {name: {goal, unit}}, resumed_from
-    phase       name: data, compile, float, train, calibrate, eval, pack or bench
+    phase       name: data, compile, float, train, calibrate, eval, pack or bench; stage of a float or train phase: w4a4
     step        step, epoch, loss, acc, lr, img_s, flip_rate     at most 5 a second; acc in percent, flip_rate 0 to 1
                 p_min, p_mean, p_max                             over the tensors: updates are multiples of 2^-p
                 portion                                          of the weights quantized for good (INQ), 0 to 1

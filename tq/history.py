@@ -112,7 +112,8 @@ class History:
             self._set(end="")
         else:
             self._end_phase(event["t"])
-        self._set(phase=name, phase_t=event["t"], stage=name if name in ("float", "train") else self._now["stage"])
+        stage = str(event.get("stage", name)) if name in ("float", "train") else self._now["stage"]
+        self._set(phase=name, phase_t=event["t"], stage=stage)
 
     def _on_step(self, event: Event) -> None:
         get = event.get

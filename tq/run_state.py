@@ -55,7 +55,7 @@ class Eval(NamedTuple):
     t: float = math.nan
     """seconds of work, as of a Point"""
     stage: str = ""
-    """float or train, as RunState's"""
+    """as RunState's"""
 
 
 class LayerFigures(NamedTuple):
@@ -106,9 +106,9 @@ class RunState:
     phase_t: float = 0.0
     """when the phase began, unix seconds"""
     stage: str = ""
-    """float or train: what the steps train at present"""
+    """what the steps train at present: float, w4a4, inq5 at 0.75, ... (in older logs float or train)"""
     best_acc: float = math.nan
-    """best evaluation of this stage, percent; float epochs do not count once the quantized ones have begun"""
+    """best evaluation of this stage, percent; float epochs and higher bits do not count once lower ones have begun"""
     last_acc: float = math.nan
     float_bytes: float = 0
     packed_bytes: float = 0

@@ -18,6 +18,11 @@ class Stage:
     portion: float | None = None
     """INQ: share of the weights that is frozen in this stage"""
 
+    @property
+    def label(self) -> str:
+        """w4a4, or inq5 at 0.75: what tells the stages of a run apart."""
+        return str(self.scheme) if self.portion is None else f"{self.scheme} at {self.portion:g}"
+
 
 def plan(config: TrainConfig) -> list[Stage]:
     """Float epochs, then lower and lower bits, then the scheme; INQ: a stage for each portion, the first ones longer

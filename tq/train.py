@@ -287,7 +287,7 @@ class Trainer:
         steps = stage.epochs * len(self.batches)
         meter = StepMeter(self.device)
         compiling = self.step.compiles and self.at.epoch < stage.epochs
-        self.log.emit("phase", name="compile" if compiling else stage.name)
+        self.log.emit("phase", name="compile" if compiling else stage.name, stage=stage.label)
         next_system = 0.0
         while self.at.epoch < stage.epochs:
             self.model.train()
@@ -299,7 +299,7 @@ class Trainer:
                 self.at.step += 1
                 if compiling:
                     compiling = False
-                    self.log.emit("phase", name=stage.name)
+                    self.log.emit("phase", name=stage.name, stage=stage.label)
                 if fields := meter.add(loss, correct, len(y), self.oscillation.flips, self._resolution):
                     self._report(fields if self.inq is None else {**fields, "portion": self.inq.portion}, lr)
                 if time.monotonic() >= next_system:
@@ -341,7 +341,7 @@ class Trainer:
         self.at.epoch, self.at.batch = self.at.epoch + 1, 0
         self.checkpoint()
         if self.at.epoch < stage.epochs:
-            self.log.emit("phase", name=stage.name)
+            self.log.emit("phase", name=stage.name, stage=stage.label)
 
     def checkpoint(self) -> None:
         """Write checkpoint.pt (tmp + fsync + rename), never over a good one with NaN weights."""
