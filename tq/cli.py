@@ -13,6 +13,7 @@ import re
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -389,7 +390,7 @@ COMMANDS: dict[str, type[Output]] = {
     "plot": Plot,
     "tui": Tui,
 }
-_NUMBERS = re.compile(r"[\d.]+(?:,[\d.]+)+")
+_NUMBERS = re.compile(r"(?:(--[\w-]+)=)?([\d.]+(?:,[\d.]+)+)")
 _MODULES = {"eval": "evaluate", "predict": "evaluate", "inspect": "evaluate", "plot": "runs", "kernels": "bench"}
 
 
@@ -414,7 +415,7 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str]) -> Output:
     """The chosen command with its flags; help and syntax errors end the program (codes 0 and 2). Raises ValueError."""
     # lists of numbers may be written with commas: --portions 0.5,0.75,1
-    argv = [part for word in argv for part in (word.split(",") if _NUMBERS.fullmatch(word) else [word])]
+    argv = [part for before, word in pairwise(["", *argv]) for part in ([word] if before == "--only" else _parts(word))]
     if argv[:2] == ["bench", "kernels"]:
         return tyro.cli(Kernels, prog="tq bench kernels", args=argv[2:])
     if argv[:1] == ["tui"]:
@@ -434,6 +435,13 @@ def parse(argv: list[str]) -> Output:
         args=argv,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
+
+
+def _parts(word: str) -> list[str]:
+    """0.5,1 -> 0.5 1, --portions=0.5,1 -> --portions 0.5 1, anything else as it is."""
+    if not (match := _NUMBERS.fullmatch(word)):
+        return [word]
+    return [*([match[1]] if match[1] else []), *match[2].split(",")]
 
 
 def explicit(flags: TrainConfig) -> list[str]:

@@ -352,6 +352,10 @@ def _check_portions(config: TrainConfig, scheme: Scheme) -> None:
             f"method inq goes with the schemes inq2 to inq8 and those with it, got method {config.method} and scheme "
             f"{config.scheme}; change one of them"
         )
+    if not scheme.pow2 and any(parse_override(rule)[1].pow2 for rule in config.override):
+        raise ValueError(
+            "override with inq<bits> needs an inq scheme, whose portions freeze the weights; use --scheme inq5"
+        )
     if config.method != "inq":
         if config.portions or config.portion_strategy != "pruning":
             raise ValueError("portions and portion_strategy are of method inq; drop them, or choose --scheme inq5")
@@ -389,18 +393,14 @@ def _check_recipe(config: TrainConfig, scheme: Scheme) -> None:
         raise ValueError(f"distill_temperature must be a positive number, got {config.distill_temperature}")
     if config.distill and not (config.teacher or config.init or config.float_epochs):
         raise ValueError("distill needs a float teacher; give --teacher FILE, --init FILE or --float-epochs")
-    if config.distill and scheme.is_float and not config.teacher:
-        raise ValueError("distill of a float network needs --teacher FILE")
+    if config.distill and scheme.is_float:
+        raise ValueError("distill teaches quantized networks, but the scheme is float; drop it")
     if config.teacher and not config.distill:
         raise ValueError("a teacher teaches only with --distill above 0, such as 0.7")
-    if config.weight_regularization and (scheme.weight_bits != 1 or config.optimizer == "hysteresis-sgd"):
-        raise ValueError(
-            "weight_regularization pulls latent one-bit weights; drop it, or use w1a* without hysteresis-sgd"
-        )
-    if (config.ema or config.oscillation_freeze) and config.optimizer == "hysteresis-sgd":
-        raise ValueError(
-            "ema and oscillation_freeze do not go with hysteresis-sgd, whose weights are binary; drop them"
-        )
+    if config.weight_regularization and scheme.weight_bits != 1:
+        raise ValueError(f"weight_regularization is of one-bit weights, but the scheme is {config.scheme}; drop it")
+    if config.ema and config.optimizer == "hysteresis-sgd":
+        raise ValueError("ema does not go with hysteresis-sgd, whose weights are binary; drop it")
     if config.oscillation_freeze and scheme.weight_bits == 16:
         raise ValueError(f"oscillation_freeze is of quantized weights, but the scheme is {config.scheme}; drop it")
     for stage in config.progressive:

@@ -27,11 +27,20 @@ class World:
 
     @staticmethod
     def join(device: str) -> World:
-        """Meet the other processes; device "auto" or "cuda" is the GPU of this process's local rank."""
+        """Meet the other processes; device "auto" or "cuda" is the GPU of this process's local rank.
+
+        Raises ValueError for a GPU by number, and for more processes than GPUs.
+        """
+        if device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"torchrun gives each process a GPU of its own; use --device cuda, not {device}")
         use_cuda = device != "cpu" and torch.cuda.is_available()
         if use_cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if use_cuda else "gloo")
+            local, there = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+            if local >= there:
+                raise ValueError(f"expected at most {there} processes, one for each GPU; lower --nproc-per-node")
+            torch.cuda.set_device(local)
+        # both, for a run that is resumed may have been one on the CPU
+        dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
         return World(dist.get_rank(), dist.get_world_size())
 
     @property

@@ -55,7 +55,11 @@ class QuantLayer(nn.Module):
         bn: BatchNorm | None,
     ) -> None:
         """Take over the quantizers (None: 16 bits) and the batch normalization that follows (None: nothing)."""
-        self.weight_quantizer, self.input_quantizer, self.bn = weight_quantizer, input_quantizer, bn
+        # registered also where it is None: an optimizer's state goes by the order of parameters, which must not depend
+        # on the stage that brought a quantizer
+        parts = (("weight_quantizer", weight_quantizer), ("input_quantizer", input_quantizer), ("bn", bn))
+        for name, part in parts:
+            self.register_module(name, part)
         self.observer: Observer | None = None
 
     def contract(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What a training step minimises.
 
     loss = (1 - d) cross_entropy(student, labels) + d T^2 KL(teacher || student at temperature T)
-           + r / 2 * sum over one-bit weights of (|w| - s)^2,     s = mean |w| of the channel or tensor, held fixed
+           + r / 2 * sum over one-bit weights of (|w| - s)^2,     s = the weight's scale, held fixed
 
 Distillation: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015, arXiv 1503.02531),
 section 2; the factor T^2 keeps its gradients as large as those of the labels.
@@ -40,7 +40,8 @@ class Objective:
     ) -> None:
         self.teacher, self.share, self.temperature, self.pull, self.amp = teacher, share, temperature, pull, amp
         layers = quant_layers(pulled).values() if pulled is not None and pull else ()
-        self.pulled = [m for m in layers if m.weight_quantizer is not None and m.weight_quantizer.bits == 1]
+        # weights that an optimizer holds as +-s are pulled there, in its latent ones
+        self.pulled = [m for m in layers if (q := m.weight_quantizer) and q.bits == 1 and not _held(q)]
 
     def __call__(self, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         """x [B, C, H, W], logits [B, classes] float32, y [B] int64 -> 0-dim float32."""
@@ -48,10 +49,8 @@ class Objective:
         if self.teacher is not None:
             loss = (1 - self.share) * loss + self.share * self._distance(x, logits)
         for layer in self.pulled:
-            quantizer = layer.weight_quantizer
             size = layer.weight.abs()
-            over = list(range(1, size.ndim)) if isinstance(quantizer, ScaledSign) and quantizer.per_channel else None
-            scale = size.detach().mean(over, keepdim=True)
+            scale = layer.weight_codes()[1].detach().view(-1, *[1] * (size.ndim - 1))
             loss = loss + 0.5 * self.pull * (size - scale).square().sum()
         return loss
 
@@ -62,3 +61,7 @@ class Objective:
         soft = (wanted.float() / self.temperature).log_softmax(1)
         own = (logits / self.temperature).log_softmax(1)
         return self.temperature**2 * F.kl_div(own, soft, reduction="batchmean", log_target=True)
+
+
+def _held(quantizer: nn.Module) -> bool:
+    return isinstance(quantizer, ScaledSign) and quantizer.held_by_optimizer

@@ -62,6 +62,9 @@ class Oscillation:
     @torch.no_grad()
     def layers(self) -> dict[str, dict[str, float]]:
         """Per layer: shares of codes changed since the last call, oscillating, frozen. Waits for the device."""
+        if not self.threshold:
+            for track in self.tracks.values():
+                track.observe()
         return {name: track.account() for name, track in self.tracks.items()}
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:

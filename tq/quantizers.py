@@ -301,12 +301,13 @@ class LearnedOffset(LearnedStep):
 
     def __init__(self, bits: int, *, signed: bool) -> None:
         super().__init__(bits, signed=signed)
-        self.offset = nn.Parameter(torch.zeros(()), requires_grad=signed and not self.binary)
+        self.learns = signed and not self.binary
+        self.offset = nn.Parameter(torch.zeros(()), requires_grad=self.learns)
 
     @property
     def zero_point(self) -> int:
         """The learned offset, rounded into the range of codes."""
-        return int(self.offset.detach().round().clamp(self.qmin, self.qmax)) if self.offset.requires_grad else 0
+        return int(self.offset.detach().round().clamp(self.qmin, self.qmax)) if self.learns else 0
 
     @torch.no_grad()
     def set_range(self, scale: float, zero_point: int = 0) -> None:
@@ -316,13 +317,15 @@ class LearnedOffset(LearnedStep):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, ...] float -> codes, scale. d codes / d offset is 0 inside the range and -1 where it is clipped."""
-        if not self.offset.requires_grad:
+        if not self.learns:
             return super().forward(x)
         x = x.float()
         factor = (x[0].numel() * self.qmax) ** -0.5
         step = _scale_gradient(self.step.abs().clamp_min(_TINY), factor)
         zero = self.offset.detach().round().clamp(self.qmin, self.qmax)
-        learned = zero + (offset := _scale_gradient(self.offset, factor)) - offset.detach()
+        offset = _scale_gradient(self.offset, factor)
+        # zero + 0: whole numbers stay whole
+        learned = zero + (offset - offset.detach())
         scaled = x * step.reciprocal()
         exact = (scaled.round() + zero).clamp(self.qmin, self.qmax)
         shifted = scaled + learned

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import update_bn
 
 from tq import data as datasets
 from tq import events
 from tq.attach import attach, coverage, quant_layers, requantize, sites, to_channels_last
-from tq.averaging import averaged
+from tq.averaging import Average
 from tq.checkpoint import predict_bytes
 from tq.config import TrainConfig, portions_of, to_dict
 from tq.describe import describe, model_args
@@ -81,15 +81,25 @@ class Trainer:
             read_checkpoint(self.path / "checkpoint.pt") if resume and (self.path / "checkpoint.pt").exists() else None
         )
         self.log.emit("phase", name="data")
+        if not self.world.main:
+            self.world.tell(None)  # the first process may have to fetch the data set
         self.data = datasets.load(
             config.dataset, root=config.data, download=config.download, image_size=config.image_size
         )
+        if self.world.main:
+            self.world.tell(None)
         torch.manual_seed(config.seed)
         self.model = self._build(config.init if saved is None else None)
+        # processes draw masks of their own from here on, the first one as if it were alone
+        if self.world.rank:
+            torch.manual_seed(config.seed + self.world.rank)
+        if config.teacher and saved is None:
+            weights_from(config.teacher)  # a teacher that cannot be read is known now, not after the float epochs
         self.layer_names = [site.name for site in sites(self.model)]
         self.teacher: nn.Module | None = None
         self.inq: INQScheduler | None = None
-        self.average: AveragedModel | None = None
+        self.average: Average | None = None
+        self.diverged = ""
         self.float_bytes = predict_bytes(self.model, self.info())
         self.batches = datasets.Batches(
             self.data.train,
@@ -186,6 +196,8 @@ class Trainer:
         if not stage.scheme.is_float:
             if saved is None and number == 0:
                 self._first_words(stage.scheme)
+            if saved is None:
+                self.world.same(self.model)
             self.teacher = self._teacher()
             self._attach(self.model, stage.scheme)
             if saved is None:
@@ -193,14 +205,19 @@ class Trainer:
                 self.world.same(self.model)
         self.peak = peak_rate(config, stage.scheme)
         self.optimizer = make_optimizer(
-            self.model, config, lr=self.peak, epochs=stage.epochs, steps_per_epoch=len(self.batches)
+            self.model,
+            config,
+            lr=self.peak,
+            # the portions of INQ share one optimizer
+            epochs=stage.epochs if stage.portion is None else config.epochs,
+            steps_per_epoch=len(self.batches),
         )
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
         self.oscillation = Oscillation(self.model, threshold=config.oscillation_freeze)
         if config.ema:
-            self.average = averaged(self.model, config.ema)
+            self.average = Average(self.model, config.ema)
         if stage.portion is not None:
             portions = portions_of(config.portions, stage.scheme.weight_bits)
             self.inq = INQScheduler(self.optimizer, portions, config.portion_strategy, seed=config.seed)
@@ -213,11 +230,19 @@ class Trainer:
                 self.inq.load_state_dict(saved["inq"])
             if config.oscillation_freeze:
                 self.oscillation.load_state_dict(saved["oscillation"])
+            self._draw_on(saved)
         self.saved = None
         self.step = TrainStep(
             self.model, self.optimizer, compile=config.compile, amp=config.amp,
             objective=self._objective(stage), after=self._after_step, world=self.world,
         )  # fmt: skip
+
+    def _draw_on(self, saved: dict[str, Any]) -> None:
+        """Go on with the checkpoint's random numbers, which networks with dropout draw; the first process alone."""
+        if self.world.main and "random" in saved:
+            torch.set_rng_state(saved["random"])
+            if self.device.type == "cuda" and "random_cuda" in saved:
+                torch.cuda.set_rng_state(saved["random_cuda"], self.device)
 
     def _leave(self, number: int) -> None:
         """The averaged weights are what a stage gives; at the end the normalizations are estimated anew."""
@@ -243,7 +268,7 @@ class Trainer:
         if self.oscillation.threshold:
             self.oscillation.hold()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            self.average.update(self.model)
 
     def _objective(self, stage: Stage) -> Objective:
         config = self.config
@@ -308,6 +333,8 @@ class Trainer:
                 if self.world.any(self.should_stop()):
                     self.checkpoint()
                     raise Stopped
+                if self.world.any(bool(self.diverged)):
+                    raise Diverged(self.diverged or "the loss is not finite in another process; lower --lr")
             self._end_of_epoch(stage)
 
     def _resolution(self) -> torch.Tensor | None:
@@ -318,11 +345,12 @@ class Trainer:
         return sum(s.epochs for s in self.stages[: self.at.stage]) + self.at.epoch
 
     def _report(self, fields: dict[str, float], lr: float) -> None:
+        fields["img_s"] *= self.world.size
         self.log.step(step=self.at.step, epoch=self._epoch_key() + 1, lr=lr, **fields)
         if not math.isfinite(fields["loss"]):
             sentence = f"the loss is {fields['loss']} at step {self.at.step}; lower --lr (now {lr:.3g}) or add --warmup"
             self.log.emit("alert", level="error", title="loss is not finite", text=sentence)
-            raise Diverged(sentence)
+            self.diverged = sentence
 
     def _end_of_epoch(self, stage: Stage) -> None:
         epoch = self._epoch_key() + 1
@@ -355,7 +383,10 @@ class Trainer:
             "position": asdict(self.at),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
         }
+        if self.device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
         held = self.oscillation if self.oscillation.threshold else None
         parts = {"inq": self.inq, "average": self.average, "teacher": self.teacher, "oscillation": held}
         state |= {name: part.state_dict() for name, part in parts.items() if part is not None}

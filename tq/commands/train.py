@@ -103,7 +103,7 @@ def _open(flags: Train, argv: list[str]) -> tuple[TrainConfig, runs.Run]:
     # absolute, so that the run can be resumed from anywhere
     config = flags.settings(TrainConfig)
     places: dict[str, Any] = {
-        n: str(Path(p).resolve()) for n in ("data", "init") if (p := getattr(config, n)) is not None
+        n: str(Path(p).resolve()) for n in ("data", "init", "teacher") if (p := getattr(config, n)) is not None
     }
     config = dataclasses.replace(config, **places)
     run = runs.create(

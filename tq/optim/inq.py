@@ -38,12 +38,13 @@ STRATEGIES = ("pruning", "random")
 class INQSGD(SGD):
     """SGD whose weights of two or more dimensions are for an INQScheduler; the others stay float.
 
-    weight_bits: 2 to 8, the width of the codebook's codes.
+    weight_bits: 2 to 8, the width of the codebook's codes. Parameter groups are taken as they are: each of them has
+    this width, its own, or None for parameters that stay float.
     """
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Any],
         lr: float | Tensor = 0.01,
         *,
         momentum: float = 0.0,
@@ -51,10 +52,12 @@ class INQSGD(SGD):
         weight_bits: int = 5,
     ) -> None:
         every = list(params)
-        weights, rest = [p for p in every if p.ndim > 1], [p for p in every if p.ndim <= 1]
-        groups: list[dict[str, Any]] = [{"params": weights, "weight_bits": weight_bits}]
-        if rest:
-            groups.append({"params": rest})
+        groups: list[dict[str, Any]]
+        if every and isinstance(every[0], dict):
+            groups = [{"weight_bits": weight_bits, **group} for group in every]
+        else:
+            weights, rest = [p for p in every if p.ndim > 1], [p for p in every if p.ndim <= 1]
+            groups = [{"params": weights, "weight_bits": weight_bits}, *([{"params": rest}] if rest else [])]
         super().__init__(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
