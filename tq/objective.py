@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tq.attach import quant_layers
-from tq.quantizers import ScaledSign
+from tq.quantizers import ScaledSign, per_weight
 
 
 class Objective:
@@ -50,8 +50,8 @@ class Objective:
         for layer in self.pulled:
             quantizer = layer.weight_quantizer
             size = layer.weight.abs()
-            over = list(range(1, size.ndim)) if isinstance(quantizer, ScaledSign) and quantizer.per_channel else None
-            scale = size.detach().mean(over, keepdim=True)
+            own = quantizer.scale(size.detach()) if isinstance(quantizer, ScaledSign) else size.detach().mean()[None]
+            scale = per_weight(own, size)
             loss = loss + 0.5 * self.pull * (size - scale).square().sum()
         return loss
 

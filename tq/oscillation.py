@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tq.attach import quant_layers
 from tq.layers import QuantLayer
-from tq.quantizers import PowerOfTwo
+from tq.quantizers import PowerOfTwo, per_weight
 
 MOMENTUM = 0.01
 # "oscillating" in a report: the paper counts weights above this
@@ -111,7 +111,7 @@ class _Track:
         self.held.copy_(torch.where(new, nearest.to(torch.int8), self.held))
         self.frozen |= new
         weight, scale = self.layer.weight, self.layer.weight_codes()[1]
-        value = self.held * scale.view(-1, *[1] * (weight.ndim - 1))
+        value = self.held * per_weight(scale, weight)
         weight.copy_(torch.where(self.frozen, value, weight))
 
     def flipped(self) -> Tensor:

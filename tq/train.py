@@ -39,6 +39,7 @@ from tq.optim import INQScheduler
 from tq.oscillation import Oscillation
 from tq.packed import format_of
 from tq.ptq.calibrate import calibrate
+from tq.quantizers import per_weight
 from tq.runs import Run
 from tq.scheme import Scheme
 from tq.stages import Stage, peak_rate, plan
@@ -164,6 +165,7 @@ class Trainer:
             "act_quantizer": config.act_quantizer,
             "weight_quantizer": config.weight_quantizer,
             "granularity": config.granularity,
+            "group_size": config.group_size,
         }
         if quant_layers(model):
             return requantize(model, scheme, like=self.layer_names, **choices)
@@ -347,7 +349,7 @@ class Trainer:
             found[name]["bytes"] = width * math.prod(form.stored_shape)
             if form.weight_bits < 16:
                 codes, scale = layer.eval().weight_codes()
-                value = codes * scale.view(-1, *[1] * (codes.ndim - 1))
+                value = codes * per_weight(scale, codes)
                 noise = (layer.weight - value).square().sum().clamp_min(1e-30)
                 found[name] |= {
                     "scale": float(scale.mean()),
