@@ -100,7 +100,8 @@ TREND = [
 
 def test_error_trend_as_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs, out = tmp_path / "runs", tmp_path / "trend.csv"
-    make_trend(runs, "20261121-141530-lenet-w4a4-3f2c", TREND, [61.25, 81.0, 80.0])
+    run = make_trend(runs, "20261121-141530-lenet-w4a4-3f2c", TREND, [61.25, 81.0, 79.0])
+    EventLog(run / "events.jsonl").emit("eval", step=30, epoch=3, split="test", loss=0.5, acc=80.0)
     make_trend(runs, "20261121-141531-plain-3f2d", [], [50.0])
     assert main(["plot", "--errors", "--runs", str(runs), "--out", str(out), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -173,7 +174,7 @@ def test_plot_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
     make_run(tmp_path / "runs", "a")
     for argv, sentence in (
         (["--errors", "--kind", "size"], "tq: expected --errors or --kind size, got both; drop one\n"),
-        (["--kind", "portion"], "tq: none of a has logged a portion of quantized weights; train with --method inq"),
+        (["--kind", "portion"], "tq: none of a has logged a portion of quantized weights; train with --scheme inq5"),
     ):
         assert main(["plot", *argv, "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "x.png")]) == 2
         assert capsys.readouterr().err.startswith(sentence)

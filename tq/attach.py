@@ -71,7 +71,7 @@ def attach(
         first_last: bits of the first and the last layer: "16" (left alone), "8" or "same".
         override: PATTERN=SCHEME in order, the last match wins.
         stage_act_bits: activation bits of the modules layer1, layer2, ...
-        act_quantizer: "clip", "pact" or "lsq".  weight_quantizer: "auto", "scaled-sign" or "lsq".
+        act_quantizer: "clip", "pact", "lsq" or "lsq+".  weight_quantizer: "auto", "scaled-sign" or "lsq".
         granularity: "channel", "tensor" or "group", of the weight scales. Groups are `group_size` consecutive weights
             of a channel, in the order kh, kw, in; a layer whose channels have no more has one scale a channel. Layers
             with more are summed in float32 (tq.layers). Powers of two have one scale a tensor whatever this says.

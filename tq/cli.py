@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass
 from importlib import import_module
@@ -18,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 from tyro.conf import Positional
 
-from tq.config import BenchConfig, KernelBenchConfig, QuantizeConfig, TrainConfig, from_json, to_dict
+from tq.config import BenchConfig, KernelBenchConfig, QuantizeConfig, TrainConfig, from_json
 from tq.plot import Kind
 
 C = TypeVar("C")
@@ -62,6 +63,8 @@ class Train(Unchecked, TrainConfig, Output):
     """go on with this run (id, path, a piece of the id, or "last"); its own settings apply"""
     detach: bool = False
     """start in the background and return; watch it with `tq tui`"""
+    queue: bool = False
+    """add to the queue of its device instead, which works on one run at a time; see `tq queue`"""
     show: Literal["auto", "dashboard", "progress", "nothing"] = "progress"
     """dashboard: train in the background and open the dashboard on it; auto: that on a terminal, else progress"""
     runs: Path = Path("runs")
@@ -257,6 +260,67 @@ class Runs(Output):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queue(Output):
+    """Runs that are started one after the other, one at a time per device: list, add, cancel, move, start, stop.
+
+    $ tq train --scheme w4a4 --queue
+    $ tq queue
+    $ tq queue add RUN
+    $ tq queue move ENTRY 1
+    $ tq queue stop
+    """
+
+    action: Positional[Literal["list", "add", "cancel", "move", "start", "stop", "work"]] = "list"
+    """add: stopped, failed or crashed runs, to be resumed; cancel: take entries out; move: an entry to a place (1 is
+    next); start: a runner in the background; stop: pause it, the current run with a checkpoint; work: be the runner"""
+    names: Positional[tuple[str, ...]] = ()
+    """entries or runs: id, or a piece of it"""
+    device: str | None = None
+    """auto, cpu, cuda or cuda:N; default: auto, in a list all"""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce(Output):
+    """A published comparison: run its recipe with several seeds, resumable, and write the table.
+
+    $ tq reproduce --list
+    $ tq reproduce digits --quick
+    $ tq reproduce qat --quick --dataset imagefolder --data DIR --rows w8a8 w4a4 --out qat.md
+    $ tq reproduce one-bit --data DIR --download --device cuda
+    $ tq reproduce qat --only-report
+    """
+
+    table: Positional[str] = ""
+    """a table of --list, or a recipe of your own, as FILE.json"""
+    quick: bool = False
+    """the version for two CPU cores; else the full schedule, for a GPU"""
+    list: bool = False
+    """show the tables and what each needs"""
+    rows: tuple[str, ...] = ()
+    """only these rows and those that they start from"""
+    seeds: tuple[int, ...] = ()
+    """default: the recipe's"""
+    dataset: str | None = None
+    """in the place of the table's own, e.g. imagefolder"""
+    data: str | None = None
+    """directory that holds the data set"""
+    download: bool = False
+    """fetch the data set into --data when it is not there"""
+    init: Path | None = None
+    """a trained float network that stands in for the float row"""
+    only_report: bool = False
+    """start nothing: the table of the runs that there are"""
+    device: str | None = None
+    """auto, cpu, cuda or cuda:N; default: auto, and finished runs of any device count"""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+    out: Path | None = None
+    """write the table to this file as Markdown, and beside it as JSON; default: into the directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plot(Output):
     """Curves of runs as PNG, SVG or PDF, their error trend as CSV.
 
@@ -307,9 +371,12 @@ COMMANDS: dict[str, type[Output]] = {
     "export": Export,
     "bench": Bench,
     "runs": Runs,
+    "queue": Queue,
+    "reproduce": Reproduce,
     "plot": Plot,
     "tui": Tui,
 }
+_NUMBERS = re.compile(r"[\d.]+(?:,[\d.]+)+")
 _MODULES = {"eval": "evaluate", "predict": "evaluate", "inspect": "evaluate", "plot": "runs", "kernels": "bench"}
 
 
@@ -333,6 +400,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str]) -> Output:
     """The chosen command with its flags; help and syntax errors end the program (codes 0 and 2). Raises ValueError."""
+    # lists of numbers may be written with commas: --portions 0.5,0.75,1
+    argv = [part for word in argv for part in (word.split(",") if _NUMBERS.fullmatch(word) else [word])]
     if argv[:2] == ["bench", "kernels"]:
         return tyro.cli(Kernels, prog="tq bench kernels", args=argv[2:])
     union: Any = None
@@ -353,8 +422,8 @@ def parse(argv: list[str]) -> Output:
 
 def explicit(flags: TrainConfig) -> list[str]:
     """Names of the settings that differ from the defaults."""
-    given, default = to_dict(flags), to_dict(TrainConfig())
-    return [name for name, value in default.items() if given[name] != value]
+    # The fields' own defaults: TrainConfig() has already settled what "auto" means.
+    return [f.name for f in dataclasses.fields(TrainConfig) if getattr(flags, f.name) != f.default]
 
 
 def _default(name: str, argv: list[str]) -> Any:

@@ -78,8 +78,8 @@ class TrainConfig:
     """bits of the first and the last layer: 16 (float), 8, or the same as the scheme"""
     override: tuple[str, ...] = ()
     """PATTERN=SCHEME per layer name, the last match wins, e.g. 'layer3.*=w2a4' 'layer1.0.conv1=float'"""
-    act_quantizer: Literal["clip", "pact", "lsq"] = "lsq"
-    """clip (fixed step 1), pact (learned range), lsq (learned step)"""
+    act_quantizer: Literal["clip", "pact", "lsq", "lsq+"] = "lsq"
+    """clip (fixed step 1), pact (learned range), lsq (learned step), lsq+ (the zero point of signed inputs too)"""
     weight_quantizer: Literal["auto", "scaled-sign", "lsq"] = "auto"
     """auto: scaled-sign at 1 bit, lsq (learned step) above"""
     granularity: Literal["channel", "tensor", "group"] = "channel"
@@ -473,6 +473,20 @@ def from_dict(kind: type[C], raw: dict[str, Any], *, where: str = "config") -> C
 def to_dict(config: Any) -> dict[str, Any]:
     """The plain JSON values of a config (tuples as lists)."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def to_argv(config: Any) -> list[str]:
+    """The flags of a config's values that differ from the defaults, as the command line takes them."""
+    default, argv = to_dict(type(config)()), []
+    for name, value in to_dict(config).items():
+        if value == default[name]:
+            continue
+        word = name.replace("_", "-")
+        if isinstance(value, bool):
+            argv.append(f"--{word}" if value else f"--no-{word}")
+        else:
+            argv += [f"--{word}", *map(str, value if isinstance(value, list) else [value])]
+    return argv
 
 
 def choices(field: dataclasses.Field[Any]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tq.hooks import hooked
 from tq.lower import image, kind, lower, supported
 from tq.packed import PackedLayer, packed_layers
 from tq.packed_graph import trace_packed
@@ -140,9 +141,8 @@ def _record(whole: nn.Module, example: Tensor) -> dict[str, tuple[fx.GraphModule
     parts = {name: part for name, part in whole.named_children() if name.startswith(PREFIX)}
     handles = [part.register_forward_pre_hook(before(name)) for name, part in parts.items()]
     handles += [part.register_forward_hook(after(name)) for name, part in parts.items()]
-    whole(example)
-    for handle in handles:
-        handle.remove()
+    with hooked(handles):
+        whole(example)
     return seen
 
 

@@ -231,7 +231,10 @@ def _joined(a: Point, b: Point) -> Point:
         b.lr,
         u * a.img_s + v * b.img_s,
         u * a.flip_rate + v * b.flip_rate,
-        *b[7:11],
+        b.p_min,
+        b.p_mean,
+        b.p_max,
+        b.portion,
         n,
     )
 

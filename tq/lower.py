@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from tq.models import PadShortcut
 from tq.packed import PackedConv2d, PackedLayer, PackedLinear
-from tq.traced import shape
+from tq.traced import MAX_POOL, pair, settings, shape
 from triton_kernels.layout import pack_weight
 from triton_kernels.steps import Codes, Conv, Program, Step
 
@@ -41,7 +41,6 @@ _FUNCTIONS: dict[Any, str] = {
     **dict.fromkeys((F.adaptive_avg_pool2d, torch.mean, "mean"), "mean"),
     **dict.fromkeys((torch.flatten, "flatten"), "flatten"),
 }
-_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
 def kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
@@ -75,7 +74,7 @@ def supported(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
             read_by_layers = all(kind(u, modules) == "linear" and supported(u, modules) for u in node.users)
             return len(result) == 2 and result[0] == source[0] and (of_pixel or read_by_layers)
         case "max_pool":
-            pool = _pool(node, modules)
+            pool = settings(node, MAX_POOL, modules)
             return len(source) == 4 and not pool["ceil_mode"] and not pool["return_indices"]
         case "pad_shortcut":
             return len(source) == 4
@@ -127,10 +126,11 @@ def _step(node: fx.Node, modules: Mapping[str, nn.Module], sources: list[int]) -
         case "mean":
             return Step(kind="mean", source=source)
         case "max_pool":
-            pool = {name: _pair(value) for name, value in list(_pool(node, modules).items())[:4]}
+            pool = settings(node, MAX_POOL, modules)
+            kernel = pair(pool["kernel_size"])
             return Step(
-                kind="max_pool", source=source, kernel=pool["kernel_size"], stride=pool["stride"],
-                padding=pool["padding"], dilation=pool["dilation"],
+                kind="max_pool", source=source, kernel=kernel, stride=pair(pool["stride"] or kernel),
+                padding=pair(pool["padding"] or 0), dilation=pair(pool["dilation"] or 1),
             )  # fmt: skip
     module: Any = modules[str(node.target)]
     if isinstance(module, PadShortcut):
@@ -189,20 +189,6 @@ def _root(node: Any, modules: Mapping[str, nn.Module]) -> fx.Node:
 
 def _is_read(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return kind(node, modules) not in ("alias", "flatten")
-
-
-def _pool(node: fx.Node, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """The settings of a max-pooling layer or call, in the order of `_POOL`."""
-    if node.op == "call_module":
-        return {name: getattr(modules[str(node.target)], name) for name in _POOL}
-    settings: dict[str, Any] = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
-    settings |= {"return_indices": False} | dict(zip(_POOL, node.args[1:], strict=False)) | dict(node.kwargs)
-    settings["stride"] = settings["stride"] or settings["kernel_size"]
-    return {name: settings[name] for name in _POOL}
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
 
 
 def _image(shape: Sequence[int]) -> tuple[int, int, int]:

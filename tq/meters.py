@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import torch
@@ -86,3 +88,16 @@ def system_load(device: torch.device) -> dict[str, float]:
         free, total = torch.cuda.mem_get_info(device)
         load |= {"gpu_mem": float(total - free), "torch_mem": float(torch.cuda.memory_allocated(device))}
     return load
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's and how many threads of it are used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    threads = torch.get_num_threads()
+    return f"{next(names, platform.machine())}, {threads} thread{'s' if threads > 1 else ''}"

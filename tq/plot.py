@@ -55,7 +55,7 @@ RESOLUTION = Panel(
 PORTION = Panel(
     panels.draw_portion,
     _logged("portion"),
-    "has logged a portion of quantized weights; train with --method inq, or plot --kind curves",
+    "has logged a portion of quantized weights; train with --scheme inq5, or plot --kind curves",
 )
 SIZE = Panel(
     panels.draw_sizes,

@@ -16,7 +16,8 @@ own (a scale of the weight's shape), as they cannot leave the sum: the layer con
 | PowerOfTwo | weights, 2 to 8 bits | smallest power, fixed | none: frozen in steps | INQ, arXiv 1702.03044 |
 | Clip | inputs | 1, fixed | 1 strictly inside the range | DoReFa-like, Quantized_ResNet |
 | PACT | inputs | alpha / n, learned | 1 inside; d/d alpha = 1 above | arXiv 1805.06085, eqs. 1 to 3 |
-| LearnedStep | inputs | learned, with an optional zero point | LSQ, LSQ+ offset fixed | arXiv 1902.08153, 2004.09576 |
+| LearnedStep | inputs | learned, with a calibrated zero point | LSQ | arXiv 1902.08153, eqs. 1 to 5 |
+| LearnedOffset | inputs | learned, as is the zero point of signed ones | LSQ+ | arXiv 2004.09576, eqs. 4 to 6 |
 """
 
 from __future__ import annotations
@@ -224,16 +225,21 @@ class ActQuantizer(nn.Module):
         self.signed = signed
         self.qmin, self.qmax = act_range(bits, signed=signed)
         # a Python int, so that a compiled graph holds it as a constant; the two methods below keep it in state dicts
-        self.zero_point = 0
+        self._zero_point = 0
+
+    @property
+    def zero_point(self) -> int:
+        """The code that means 0.0."""
+        return self._zero_point
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.zero_point:
-            destination[prefix + "zero_point"] = torch.tensor(self.zero_point)
+        if self._zero_point:
+            destination[prefix + "zero_point"] = torch.tensor(self._zero_point)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # no entry is a zero point of 0, as in every checkpoint from before there was one
-        self.zero_point = int(state_dict.pop(prefix + "zero_point", 0))
+        self._zero_point = int(state_dict.pop(prefix + "zero_point", 0))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
@@ -323,7 +329,7 @@ class LearnedStep(ActQuantizer):
     def set_range(self, scale: float, zero_point: int = 0) -> None:
         """scale: float > 0; zero_point: a code in [qmin, qmax] that means 0.0."""
         self.step.fill_(max(scale, _TINY))
-        self.zero_point = zero_point
+        self._zero_point = zero_point
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, ...] float -> codes, scale."""
@@ -337,5 +343,39 @@ class LearnedStep(ActQuantizer):
         return _straight_through(scaled, exact, inside), step
 
 
+class LearnedOffset(LearnedStep):
+    """LSQ+: step and zero point are learned. Inputs that are never negative keep the zero point 0."""
+
+    def __init__(self, bits: int, *, signed: bool) -> None:
+        super().__init__(bits, signed=signed)
+        self.offset = nn.Parameter(torch.zeros(()), requires_grad=signed and not self.binary)
+
+    @property
+    def zero_point(self) -> int:
+        """The learned offset, rounded into the range of codes."""
+        return int(self.offset.detach().round().clamp(self.qmin, self.qmax)) if self.offset.requires_grad else 0
+
+    @torch.no_grad()
+    def set_range(self, scale: float, zero_point: int = 0) -> None:
+        """As LearnedStep; both are where learning starts."""
+        self.step.fill_(max(scale, _TINY))
+        self.offset.fill_(zero_point)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, ...] float -> codes, scale. d codes / d offset is 0 inside the range and -1 where it is clipped."""
+        if not self.offset.requires_grad:
+            return super().forward(x)
+        x = x.float()
+        factor = (x[0].numel() * self.qmax) ** -0.5
+        step = _scale_gradient(self.step.abs().clamp_min(_TINY), factor)
+        zero = self.offset.detach().round().clamp(self.qmin, self.qmax)
+        learned = zero + (offset := _scale_gradient(self.offset, factor)) - offset.detach()
+        scaled = x * step.reciprocal()
+        exact = (scaled.round() + zero).clamp(self.qmin, self.qmax)
+        shifted = scaled + learned
+        inside = (scaled + zero >= self.qmin) & (scaled + zero <= self.qmax)
+        return _straight_through(shifted, exact, inside) - learned, step
+
+
 WeightQuantizer = ScaledSign | LearnedWeight | PowerOfTwo
-ACT_QUANTIZERS = {"clip": Clip, "pact": PACT, "lsq": LearnedStep}
+ACT_QUANTIZERS = {"clip": Clip, "pact": PACT, "lsq": LearnedStep, "lsq+": LearnedOffset}

@@ -67,6 +67,14 @@ class Run:
         self.close()
 
 
+class Bystander(Run):
+    """A run that another process on this machine holds: its path, and a log that drops everything."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, -1)
+        self.log.close()
+
+
 def create(
     root: Path,
     *,
@@ -176,16 +184,27 @@ def launch(
     name: str = "run",
     command: Sequence[str] = (sys.executable, "-m", "tq"),
     wait_s: float = STARTING_FOR_S,
+    path: Path | None = None,
+    cwd: str | None = None,
 ) -> Path:
     """Start `tq ARGV... --run-dir PATH` detached from this process, its output in PATH/out.log, and return PATH.
+
+    `path`: a directory that `reserve` made, for a caller that notes it before the trainer starts; `cwd`: what relative
+    paths among the arguments start from.
 
     Returns once the trainer has written its manifest, or after `wait_s`. Raises ValueError with the trainer's last
     words if it ends before that (a bad argument, say); the directory is then gone, unless there is a traceback. The
     trainer outlives this process.
     """
-    path = _new_directory(Path(root), name)
+    path = path or reserve(Path(root), name)
+    return _spawn([*command, *argv, "--run-dir", str(path)], path, wait_s, cwd=cwd)
+
+
+def reserve(root: Path, name: str) -> Path:
+    """Make an empty directory for a run that is about to start."""
+    path = _new_directory(root, name)
     path.mkdir(parents=True)
-    return _spawn([*command, *argv, "--run-dir", str(path)], path, wait_s)
+    return path
 
 
 def resume(

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from tq.hooks import evaluating
 from tq.traced import Unreadable, source, trace
 
 _PASS = (
@@ -52,7 +53,8 @@ class Site:
 def sites(model: nn.Module) -> list[Site]:
     """Every nn.Conv2d and nn.Linear in the order of execution, each once. Shared layers and norms are not folded."""
     try:
-        graph = _trace(model)
+        with evaluating(model):
+            graph = trace(model, _is_plain).graph
     except Unreadable as error:
         warnings.warn(f"{error}; nothing is folded, all inputs are signed", stacklevel=3)
         return [Site(n, None, False) for n, m in model.named_modules() if _is_plain(m) and not _is_inside(n, model)]
@@ -75,16 +77,6 @@ def sites(model: nn.Module) -> list[Site]:
                 bn = None
             found[name] = Site(name, bn, unsigned, name in read)
     return list(found.values())
-
-
-def _trace(model: nn.Module) -> fx.Graph:
-    """The graph of evaluation mode; every module's own mode is restored."""
-    modes = {m: m.training for m in model.modules()}
-    try:
-        return trace(model.eval(), _is_plain).graph
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _is_plain(m: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from tq.attach import quant_layers
 from tq.config import QUANTIZED_UPDATE, TrainConfig
+from tq.distributed import World
 from tq.objective import Objective
 from tq.optim import QSGD, HysteresisSGD, QtAdam, QtAdamW, QuantizedUpdate, Resolution
 from tq.quantizers import PACT, PowerOfTwo, ScaledSign
@@ -27,6 +28,7 @@ class TrainStep:
     """Call it with a batch; it updates the model and returns (loss, number correct) as 0-dim tensors.
 
     objective: default, the cross-entropy with the labels. after: called when the optimizer has done its step.
+    world: the processes that share the batch and average their gradients; default, this one alone.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class TrainStep:
         amp: bool,
         objective: Objective | None = None,
         after: Callable[[], None] | None = None,
+        world: World | None = None,
     ) -> None:
         self.model, self.optimizer, self.after = model, optimizer, after
         self.compiles = compile
@@ -46,12 +49,12 @@ class TrainStep:
         self.lr = torch.zeros((), device=device)
         for group in optimizer.param_groups:
             group["lr"] = self.lr
-        forward = _forward(model, amp, device.type, objective or Objective())
-        self.forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = forward
+        loss: nn.Module = _Loss(model, objective or Objective(), amp=amp)
         self.update = _update(optimizer)
         if compile:
-            self.forward = torch.compile(_own_code(forward), fullgraph=True, dynamic=False)
+            loss.forward = torch.compile(_own_code(_Loss.forward), fullgraph=True, dynamic=False).__get__(loss)
             self.update = torch.compile(_own_code(self.update), fullgraph=True, dynamic=False)
+        self.forward = (world or World()).averaging(loss)
 
     def __call__(self, x: Tensor, y: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         """x [B, C, H, W] float32 normalised, y [B] int64."""
@@ -66,16 +69,18 @@ class TrainStep:
         return loss.detach(), correct
 
 
-def _forward(
-    model: nn.Module, amp: bool, device_type: str, objective: Objective
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    def forward(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(device_type, torch.bfloat16, enabled=amp):
-            logits = model(x)
-        logits = logits.float()
-        return objective(x, logits, y), (logits.argmax(1) == y).sum()
+class _Loss(nn.Module):
+    """(x, y) -> loss and number correct, 0-dim: the whole of what is differentiated, so that it compiles as one."""
 
-    return forward
+    def __init__(self, model: nn.Module, objective: Objective, *, amp: bool) -> None:
+        super().__init__()
+        self.model, self.objective, self.amp = model, objective, amp
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp):
+            logits = self.model(x)
+        logits = logits.float()
+        return self.objective(x, logits, y), (logits.argmax(1) == y).sum()
 
 
 def _own_code(function: Any) -> Any:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import fx, nn
+
+MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+"""`settings` of nn.MaxPool2d and F.max_pool2d"""
 
 
 class Unreadable(ValueError):
@@ -46,3 +49,23 @@ def shape(node: Any) -> tuple[int, ...] | None:
 def source(node: fx.Node) -> Any:
     """The first argument of a call, however it was passed."""
     return node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("tensors"))
+
+
+def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
+    """An argument of a call by its place or its name."""
+    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+
+
+def settings(node: fx.Node, names: Sequence[str], modules: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """What a layer or call is told beside its input, by name in the order of the call; None where a call says nothing.
+
+    A layer keeps them as attributes of these names.
+    """
+    if node.op == "call_module":
+        return {name: getattr(modules[str(node.target)], name) for name in names}
+    return {name: argument(node, place, name) for place, name in enumerate(names, 1)}
+
+
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a setting that is one number where both are the same."""
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])

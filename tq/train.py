@@ -8,15 +8,13 @@ is bit for bit the uninterrupted one.
 from __future__ import annotations
 
 import copy
-import io
 import itertools
 import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -25,21 +23,24 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from tq import data as datasets
 from tq import events
-from tq.atomic import atomic
 from tq.attach import attach, coverage, quant_layers, requantize, sites, to_channels_last
+from tq.averaging import averaged
 from tq.checkpoint import predict_bytes
 from tq.config import TrainConfig, portions_of, to_dict
+from tq.describe import describe, model_args
+from tq.distributed import World
 from tq.evaluate import Evaluation, evaluate
 from tq.file_format import Info
+from tq.layer_report import layer_report
 from tq.layers import channels_last
-from tq.meters import StepMeter, system_load
+from tq.machine import pick_device
+from tq.meters import StepMeter, device_name, system_load
 from tq.models import build, load_into, weights_from
 from tq.objective import Objective
 from tq.optim import INQScheduler
 from tq.oscillation import Oscillation
-from tq.packed import format_of
 from tq.ptq.calibrate import calibrate
-from tq.quantizers import per_weight
+from tq.resume import Position, read_checkpoint, write_checkpoint
 from tq.runs import Run
 from tq.scheme import Scheme
 from tq.stages import Stage, peak_rate, plan
@@ -58,25 +59,21 @@ class Diverged(ValueError):
     """The loss is NaN or infinite."""
 
 
-@dataclass
-class Position:
-    """Where a run stands; all that a checkpoint holds beside tensors."""
-
-    stage: int = 0
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    best: float = -1.0
-    best_epoch: int = 0
-    last: float = -1.0
-    float_accuracy: float | None = None
-
-
 class Trainer:
     """Trains the network of one run. `run()` to the end, or raises Stopped or Diverged."""
 
-    def __init__(self, config: TrainConfig, run: Run, *, resume: bool, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        *,
+        resume: bool,
+        should_stop: Callable[[], bool],
+        world: World | None = None,
+    ) -> None:
+        """world: the processes that train together; default, this one alone."""
         self.config, self.log, self.path, self.should_stop = config, run.log, run.path, should_stop
+        self.world = world or World()
         self.device = pick_device(config.device)
         self.stages = plan(config)
         self.at = Position()
@@ -102,6 +99,8 @@ class Trainer:
             std=self.data.std,
             seed=config.seed,
             augment=config.augment,
+            rank=self.world.rank,
+            world_size=self.world.size,
         )
         self.saved = saved
         if saved is not None:
@@ -111,6 +110,7 @@ class Trainer:
             v=events.VERSION,
             pid=os.getpid(),
             host=socket.gethostname(),
+            device=device_name(self.device),
             epochs=sum(s.epochs for s in self.stages),
             steps_per_epoch=len(self.batches),
             metrics={"acc": {"goal": "max", "unit": "%"}, "loss": {"goal": "min", "unit": "nat"}},
@@ -127,9 +127,13 @@ class Trainer:
         return self.model
 
     def evaluate(self) -> Evaluation:
-        """The test split, in evaluation form; of the averaged weights where there are some."""
+        """The test split, in evaluation form; of the averaged weights where there are some. Logits in rank 0 only."""
         self.log.emit("phase", name="eval")
-        return evaluate(self.average.module if self.average is not None else self.model, self.test_batches())
+        found = None
+        if self.world.main:
+            found = evaluate(self.average.module if self.average is not None else self.model, self.test_batches())
+        loss, correct, total = self.world.tell((found.loss, found.correct, found.total) if found else None)
+        return found or Evaluation(loss, correct, total, torch.empty(0))
 
     def test_batches(self) -> Any:
         """Normalised batches of the whole test split, in order."""
@@ -187,6 +191,7 @@ class Trainer:
             self._attach(self.model, stage.scheme)
             if saved is None:
                 self._calibrate(batch_statistics=number == 0 and config.init is None)
+                self.world.same(self.model)
         self.peak = peak_rate(config, stage.scheme)
         self.optimizer = make_optimizer(
             self.model, config, lr=self.peak, epochs=stage.epochs, steps_per_epoch=len(self.batches)
@@ -212,7 +217,7 @@ class Trainer:
         self.saved = None
         self.step = TrainStep(
             self.model, self.optimizer, compile=config.compile, amp=config.amp,
-            objective=self._objective(stage), after=self._after_step,
+            objective=self._objective(stage), after=self._after_step, world=self.world,
         )  # fmt: skip
 
     def _leave(self, number: int) -> None:
@@ -225,6 +230,7 @@ class Trainer:
         self.log.emit("phase", name="calibrate")
         batches = (channels_last(x) for x, _ in itertools.islice(self.batches.epoch(0), self.config.norm_batches))
         update_bn(batches, self.model, self.device)
+        self.world.same(self.model)
         result = self.evaluate()
         self.at.last = result.accuracy
         epoch = self._epoch_key()
@@ -300,7 +306,7 @@ class Trainer:
                 if time.monotonic() >= next_system:
                     next_system = time.monotonic() + SYSTEM_EVERY_S
                     self.log.emit("sys", **system_load(self.device))
-                if self.should_stop():
+                if self.world.any(self.should_stop()):
                     self.checkpoint()
                     raise Stopped
             self._end_of_epoch(stage)
@@ -324,7 +330,7 @@ class Trainer:
         result = self.evaluate()
         self.log.emit("eval", step=self.at.step, epoch=epoch, split="test", loss=result.loss, acc=result.accuracy)
         if not stage.scheme.is_float:
-            self.log.emit("layers", step=self.at.step, epoch=epoch, layers=self._layers())
+            self.log.emit("layers", step=self.at.step, epoch=epoch, layers=layer_report(self.model, self.oscillation))
         if result.accuracy < self.at.best / 2:
             text = f"accuracy fell to {result.accuracy:.2f} % from {self.at.best:.2f} %"
             self.log.emit("alert", level="warning", title="training diverges", text=text)
@@ -338,29 +344,12 @@ class Trainer:
         if self.at.epoch < stage.epochs:
             self.log.emit("phase", name=stage.name)
 
-    @torch.no_grad()
-    def _layers(self) -> dict[str, dict[str, float]]:
-        """Per quantized layer: bits, bytes of its codes, mean weight scale, signal-to-noise of its weights, flips."""
-        moves, found = self.oscillation.layers(), {}
-        for name, layer in quant_layers(self.model).items():
-            form = format_of(layer)
-            width = 4 if form.weight_bits == 16 else 1
-            found[name] = {"bits": form.weight_bits, "act_bits": form.act_bits, **moves.get(name, {})}
-            found[name]["bytes"] = width * math.prod(form.stored_shape)
-            if form.weight_bits < 16:
-                codes, scale = layer.eval().weight_codes()
-                value = codes * per_weight(scale, codes)
-                noise = (layer.weight - value).square().sum().clamp_min(1e-30)
-                found[name] |= {
-                    "scale": float(scale.mean()),
-                    "sqnr_db": float(10 * torch.log10(layer.weight.square().sum() / noise)),
-                }
-        return found
-
     def checkpoint(self) -> None:
         """Write checkpoint.pt (tmp + fsync + rename), never over a good one with NaN weights."""
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise Diverged(f"a weight is NaN or infinite at step {self.at.step}; the last good checkpoint is kept")
+        if not self.world.main:
+            return
         state = {
             "version": 1,
             "config": to_dict(self.config),
@@ -372,70 +361,5 @@ class Trainer:
         parts = {"inq": self.inq, "average": self.average, "teacher": self.teacher, "oscillation": held}
         state |= {name: part.state_dict() for name, part in parts.items() if part is not None}
         target = self.path / "checkpoint.pt"
-        # through memory: torch.save would hide a full disk behind an error of its own
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        with atomic(target, otherwise="the last checkpoint is kept") as file:
-            file.write(buffer.getbuffer())
+        write_checkpoint(target, state)
         self.log.emit("checkpoint", step=self.at.step, path=target.name, best=self.at.last >= self.at.best)
-
-
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of parameters and statistics; over the first steps the decay rises to its value,
-    as 1 + n of 10 + n, or short runs would keep their start."""
-
-    @torch.no_grad()
-    def average(mean: Any, now: Any, count: Any) -> None:
-        if not mean[0].is_floating_point():
-            torch._foreach_copy_(mean, now)
-            return
-        # as a tensor, which a GPU need not be waited for
-        kept = ((1 + count) / (10 + count)).clamp(max=decay)
-        torch._foreach_mul_(mean, kept)
-        torch._foreach_add_(mean, torch._foreach_mul(now, 1 - kept))
-
-    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-
-
-def model_args(data: datasets.DataSet) -> dict[str, int]:
-    """The arguments that every model builder takes, from the data."""
-    channels, size = data.train.images.shape[1], data.train.images.shape[2]
-    return {"num_classes": len(data.classes), "in_channels": channels, "image_size": size}
-
-
-def describe(
-    model: str, data: datasets.DataSet, mean: Sequence[float], std: Sequence[float], metrics: dict[str, Any]
-) -> Info:
-    """What a file says about itself: builder, how its images are prepared, class names, figures."""
-    args = model_args(data)
-    images = {"name": data.name, "size": args["image_size"], "channels": args["in_channels"]}
-    return Info({"name": model, "args": args}, {**images, "mean": list(mean), "std": list(std)}, data.classes, metrics)
-
-
-def pick_device(name: str) -> torch.device:
-    """auto: CUDA if there is one. Raises ValueError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name} is not supported: expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ValueError(f"device {name} was asked for, but this torch sees {found} CUDA devices; use --device cpu")
-    return device
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents. Raises ValueError when it is damaged."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"checkpoint {path} cannot be read ({reason}); start the run anew") from None
-    wanted = {"version", "config", "position", "model", "optimizer"}
-    if not isinstance(state, dict) or not wanted <= state.keys() or state["version"] != 1:
-        raise ValueError(f"checkpoint {path} is not one of this program's (version 1); start the run anew")
-    return state

@@ -73,7 +73,16 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, k: int) -> Tensor:
-    """Undo `pack`: uint8 [..., row_bytes(k, bits)] to int8 codes [..., k].
+    """Undo `pack`: uint8 [..., row_bytes(k, bits)] to int8 codes [..., k]. Raises ValueError as `unpack_stored`."""
+    stored = unpack_stored(packed, bits, k)
+    if bits == 8:
+        return (stored ^ 0x80).view(torch.int8)
+    codes = stored.to(torch.int8)
+    return codes * 2 - 1 if bits == 1 else codes - (1 << (bits - 1))
+
+
+def unpack_stored(packed: Tensor, bits: int, k: int) -> Tensor:
+    """The codes as they are stored, from 0 on: uint8 [..., row_bytes(k, bits)] to uint8 [..., k].
 
     Raises ValueError for another dtype or row length. The filling bits of the last byte are ignored.
     """
@@ -84,11 +93,9 @@ def unpack(packed: Tensor, bits: int, k: int) -> Tensor:
             f"{list(packed.shape)}: check the weight's shape and bits"
         )
     if bits == 8:
-        return (packed ^ 0x80).view(torch.int8)
-    mask = (1 << bits) - 1
-    stored = (packed.unsqueeze(-1) >> _shifts(bits, packed.device)) & mask
-    codes = stored.reshape(*packed.shape[:-1], packed.shape[-1] * (8 // bits))[..., :k].to(torch.int8)
-    return codes * 2 - 1 if bits == 1 else codes - (1 << (bits - 1))
+        return packed
+    stored = (packed.unsqueeze(-1) >> _shifts(bits, packed.device)) & ((1 << bits) - 1)
+    return stored.reshape(*packed.shape[:-1], packed.shape[-1] * (8 // bits))[..., :k]
 
 
 def pack_weight(codes: Tensor, bits: int) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triton_kernels.layout import unpack, unpack_weight
+from triton_kernels.layout import unpack_stored, unpack_weight
 from triton_kernels.spec import NO_INPUT, NO_OUTPUT, Input, Output
 
 
@@ -178,8 +178,7 @@ def centred(x: Tensor, given: Input, k: int) -> Tensor:
         return quantize_rows(x)[0].to(torch.float32)
     if kind == "codes":
         return x.to(torch.float32) - given.zero_point
-    codes = unpack(x, given.bits, k).to(torch.float32)
-    codes = (codes + 1) / 2 if given.bits == 1 else codes + (1 << (given.bits - 1))
+    codes = unpack_stored(x, given.bits, k).to(torch.float32)
     return codes * 2 - 1 if given.binary else codes - given.zero_point
 
 

@@ -28,10 +28,12 @@ from tq.commands.checking import progress_on
 from tq.commands.evaluate import file_of
 from tq.commands.output import print_result, size, stderr
 from tq.config import QuantizeConfig
+from tq.describe import describe, model_args
 from tq.divergence import compare, twins
 from tq.evaluate import evaluate
 from tq.file_format import FORMAT, Info
 from tq.layers import EXACT_FLOAT32, channels_last
+from tq.machine import pick_device
 from tq.macs import multiply_accumulates
 from tq.mixed_precision import Choice
 from tq.models import build, load_into, weights_from
@@ -39,7 +41,6 @@ from tq.pareto_plot import plot_front
 from tq.picture import SUFFIXES
 from tq.post_training import run
 from tq.ptq.images import check_forward
-from tq.train import describe, model_args, pick_device
 from tq.verify import Proof, save_verified
 
 
@@ -187,13 +188,11 @@ def _allocation(choice: Choice) -> dict[str, Any]:
 
 def _plot(choice: Choice, proof: Proof, out: Path, config: QuantizeConfig) -> None:
     """The front, with the file that was written as the star."""
-    lost = 100 - proof.packed.accuracy
     plot_front(
         out,
         predicted=[(p.bytes, p.loss) for p in choice.allocation.front],
-        chosen=(proof.bytes, lost),
+        chosen=(proof.bytes, 100 - proof.packed.accuracy),
         target_bytes=None if config.target_size is None else parse_size(config.target_size),
-        measured_label="top-1 error of the file (%)",
     )
 
 

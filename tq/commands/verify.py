@@ -22,11 +22,11 @@ from tq.dequantize import build_float
 from tq.divergence import OUTPUT, Row, compare, first_divergence, is_layer, twins
 from tq.evaluate import evaluate
 from tq.file_format import Info
+from tq.machine import pick_device
 from tq.models import load_into, weights_from
 from tq.onnx.engines import ENGINES
 from tq.packed import packed_layers
 from tq.peers import needed
-from tq.train import pick_device
 
 
 def verify(flags: Verify, argv: list[str]) -> int:

@@ -36,8 +36,3 @@ class Context:
 
     def add(self, op: str, node: fx.Node, *inputs: str, **attributes: Any) -> str:
         return self.graph.add(op, [self.of(source(node), node), *inputs], node.name, **attributes)
-
-
-def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
-    """An argument of a call by its place or its name."""
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tq.attach import quant_layers
 from tq.ptq.ranges import Histogram, act_affine, act_scale, weight_scale
-from tq.quantizers import ActQuantizer, LearnedStep, LearnedWeight, PowerOfTwo, top_exponent
+from tq.quantizers import ActQuantizer, LearnedOffset, LearnedStep, LearnedWeight, PowerOfTwo, top_exponent
 
 
 @torch.no_grad()
@@ -62,6 +62,7 @@ def calibrate(
 
 def _range(q: ActQuantizer, seen: Histogram, method: str, percentile: float, symmetric: bool) -> tuple[float, int]:
     """Scale and zero point for a quantizer of inputs."""
-    if not symmetric and isinstance(q, LearnedStep) and q.signed and not q.binary:
+    affine = isinstance(q, LearnedOffset) or (isinstance(q, LearnedStep) and not symmetric)
+    if affine and q.signed and not q.binary:
         return act_affine(seen, q.qmin, q.qmax, method=method, percentile=percentile)
     return act_scale(seen, q.qmin, q.qmax, method=method, percentile=percentile), 0

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from tq.attach import quant_layers
+from tq.hooks import evaluating
 from tq.layers import QuantLayer, channels_last
 from tq.ptq.ranges import weight_scale
 from tq.quantizers import LearnedWeight, per_weight
@@ -135,38 +136,16 @@ class Probe:
     def _float(self, *, inputs: bool = False) -> Iterator[None]:
         """Evaluation with all weights float, and with `inputs` all inputs too."""
         kept = [(layer, layer.weight_quantizer, layer.input_quantizer) for layer in quant_layers(self.model).values()]
-        was_training = self.model.training
         try:
-            self.model.eval()
             for layer, _, _ in kept:
                 layer.weight_quantizer = None
                 if inputs:
                     layer.input_quantizer = None
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(self.model):
                 yield
         finally:
             for layer, w, a in kept:
                 layer.weight_quantizer, layer.input_quantizer = w, a
-            self.model.train(was_training)
-
-
-def sensitivity(
-    model: nn.Module,
-    images: Iterable[Tensor],
-    *,
-    bits: Sequence[int] | Mapping[str, Sequence[int]] = BITS,
-    weight_range: str = "mse",
-    percentile: float = 99.99,
-    on_step: Progress = lambda done, of: None,
-) -> list[Sensitivity]:
-    """Losses of an attached and calibrated network, layer by layer in its own order, at each width.
-
-    bits: widths for all layers whose weights are quantized, or of each layer (those that are missing stay float).
-    Raises ValueError: no image, nothing quantized, unknown range method.
-    """
-    probe = Probe(model, images, weight_range=weight_range, percentile=percentile)
-    widths = bits if isinstance(bits, Mapping) else dict.fromkeys(probe.layers, bits)
-    return probe.rows(widths, on_step)
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
