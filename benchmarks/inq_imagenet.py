@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -29,12 +29,14 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import tq
 from tq._torchvision import import_torchvision
-from tq.atomic import atomic
 from tq.config import check_portions, portions_of
 from tq.distributed import World
 from tq.file_format import Info
+from tq.machine import pick_device
 from tq.models import load_into, weights_from
 from tq.optim import INQSGD, INQScheduler, reset_lr_scheduler
+from tq.resume import write_checkpoint
+from tq.scheme import POW2_BITS
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -51,7 +53,7 @@ class Flags:
     """bits of a weight, 2 to 8"""
     portions: tuple[float, ...] = ()
     """shares frozen one after the other, the last is 1; default: 0.5 0.75 0.875 1, more steps below 4 bits"""
-    strategy: str = "pruning"
+    strategy: Literal["pruning", "random"] = "pruning"
     """which weights are frozen next: pruning (the largest) or random"""
     epochs: int = 4
     """epochs at each portion"""
@@ -65,8 +67,8 @@ class Flags:
     """processes that read images"""
     amp: bool = False
     """bfloat16 autocast in training"""
-    device: str = "auto"
-    """auto, cpu or cuda"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: CUDA if there is one"""
     checkpoint: Path = Path("inq_imagenet.pt")
     """written after each epoch; the same command goes on from it"""
     out: Path = Path("resnet18-inq.safetensors")
@@ -76,12 +78,17 @@ class Flags:
 def main(argv: list[str] | None = None) -> int:
     """Train, pack, measure the packed file; one sentence and 2 for bad input."""
     flags = tyro.cli(Flags, args=argv)
-    world = World.join(flags.device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else World()
+    world = World()
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            world = World.join(flags.device)
         quantize(flags, world)
     except (ValueError, OSError) as error:
         print(f"inq_imagenet: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"inq_imagenet: interrupted; the same command goes on from {flags.checkpoint}", file=sys.stderr)
+        return 130
     finally:
         world.leave()
     return 0
@@ -91,9 +98,9 @@ def quantize(flags: Flags, world: World) -> dict[str, float]:
     """All portions; returns top-1 and top-5 of the float network and of the packed file, in percent."""
     console = Console(quiet=not world.main)
     portions = portions_of(flags.portions, flags.bits)
-    check_portions(portions)
-    cuda = flags.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    device = _check(flags, portions)
+    settings = [str(flags.pretrained.resolve()), str(flags.data.resolve()), flags.bits, list(portions)]
+    settings += [flags.strategy, flags.epochs]
     train, val = loaders(flags, world)
     model = import_torchvision().models.resnet18(num_classes=len(train.dataset.classes))  # type: ignore[attr-defined]
     load_into(model, weights_from(flags.pretrained), where=str(flags.pretrained))
@@ -105,7 +112,7 @@ def quantize(flags: Flags, world: World) -> dict[str, float]:
     optimizer = INQSGD(model.parameters(), lr=flags.lr, momentum=0.9, weight_decay=1e-4, weight_bits=flags.bits)
     inq = INQScheduler(optimizer, portions, flags.strategy)
     scheduler = CosineAnnealingLR(optimizer, flags.epochs * len(train))
-    begin = _resumed(flags, model, optimizer, inq)
+    begin = _resumed(flags.checkpoint, settings, model, optimizer, inq)
     shared = world.averaging(model)
     for number in range(begin, flags.epochs * len(portions)):
         if number % flags.epochs == 0:
@@ -122,9 +129,10 @@ def quantize(flags: Flags, world: World) -> dict[str, float]:
             f"portion {inq.portion:g}, epoch {number + 1}: loss {loss:.3f}, top-1 {one:.2f}, top-5 {five:.2f}"
         )
         if world.main:
-            state = {"epoch": number + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            with atomic(flags.checkpoint, otherwise="the last checkpoint is kept") as file:
-                torch.save({**state, "inq": inq.state_dict()}, file)
+            state = {"settings": settings, "epoch": number + 1, "inq": inq.state_dict()}
+            write_checkpoint(
+                flags.checkpoint, {**state, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            )
     if world.main:
         found |= packed(flags, model, val, device, console)
     return found
@@ -207,11 +215,30 @@ def packed(flags: Flags, model: nn.Module, val: Any, device: torch.device, conso
     return {"packed_top1": one, "packed_top5": five, "bytes": size}
 
 
-def _resumed(flags: Flags, model: nn.Module, optimizer: INQSGD, inq: INQScheduler) -> int:
+def _check(flags: Flags, portions: tuple[float, ...]) -> torch.device:
+    """The device. Raises ValueError for what would only show after the first evaluation or epoch."""
+    check_portions(portions)
+    if flags.bits not in POW2_BITS:
+        raise ValueError(f"expected --bits from {POW2_BITS[0]} to {POW2_BITS[-1]}, got {flags.bits}; change it")
+    if flags.epochs < 1 or not flags.lr > 0:
+        raise ValueError(f"expected --epochs of at least 1 and --lr above 0, got {flags.epochs} and {flags.lr}")
+    for file in (flags.checkpoint, flags.out):
+        if not file.resolve().parent.is_dir():
+            raise ValueError(f"the directory of {file} does not exist; make it first")
+    device = pick_device(flags.device)
+    return torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" else device
+
+
+def _resumed(path: Path, settings: list[Any], model: nn.Module, optimizer: INQSGD, inq: INQScheduler) -> int:
     """The epoch to begin with: after the last one in the checkpoint, 0 without one."""
-    if not flags.checkpoint.exists():
+    if not path.exists():
         return 0
-    state = torch.load(flags.checkpoint, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise ValueError(f"{path} cannot be read ({str(error).splitlines()[0]}); delete it to start anew") from None
+    if not isinstance(state, dict) or state.get("settings") != settings:
+        raise ValueError(f"{path} is of other settings; give another --checkpoint, or delete it to start anew")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     inq.load_state_dict(state["inq"])

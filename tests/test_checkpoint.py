@@ -267,7 +267,7 @@ def test_load_bad_tensors(file: Path, change: Callable[[dict[str, Tensor]], None
     ("change", "hint"),
     [
         (lambda t: t["tq.layers"][0, 9].fill_(2), "layer conv2 has the codebook 2"),
-        (lambda t: t["tq.layers"][1, 8].fill_(7), "where a 0 is expected"),
+        (lambda t: t["tq.layers"][1, 8].fill_(7), "is described as inq3a8"),
         (lambda t: t["tq.layers"][:, 9].fill_(0), "is described as w3a8"),
         (lambda t: t["tq.layers"][0, 0].fill_(9), "is described as inq9a8"),
         (lambda t: t["tq.layers"][0, 0].fill_(5), "is described as inq5a8"),
@@ -282,6 +282,28 @@ def test_load_bad_tables_of_powers_of_two(
 ) -> None:
     file = tmp_path / "model.safetensors"
     save(quantized("lenet", "inq3a8"), file, INFO)
+    changed_tensors(file, change)
+    assert hint in refused(file)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda t: t["tq.layers"][2, 8].fill_(16), "tq.weight_scale must be float32"),
+        (lambda t: t["tq.layers"][:, 8].fill_(0), "tq.weight_scale must be float32"),
+        (lambda t: t["tq.layers"][2, 8].fill_(-32), "is described as w4a16g-32"),
+        (lambda t: t["tq.layers"][2, 8].fill_(10**6), "is described as w4a16g1000000"),
+        (lambda t: t["tq.layers"][2, 9].fill_(1), "is described as inq4"),
+        (lambda t: t["tq.layers"][2, 9].fill_(-1), "has the codebook -1"),
+        (lambda t: t.update({"tq.layers": t["tq.layers"][:, :8].clone()}), "tq.weight_scale must be float32"),
+        (lambda t: t.update({"tq.weight_scale": t["tq.weight_scale"][1:].clone()}), "tq.weight_scale must be float32"),
+    ],
+)
+def test_load_bad_tables_of_groups(
+    quantized: Make, tmp_path: Path, change: Callable[[dict[str, Tensor]], None], hint: str
+) -> None:
+    file = tmp_path / "model.safetensors"
+    save(quantized("lenet", "w4a16", granularity="group"), file, INFO)
     changed_tensors(file, change)
     assert hint in refused(file)
 

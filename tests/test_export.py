@@ -45,6 +45,7 @@ CASES = [
     ("odd", "w1a1", "same"),
     ("odd", "w2a16", "8"),
     ("odd", "w16a4", "8"),
+    ("cnn", "w16a8", "16"),
     ("odd", "inq2", "same"),
     ("odd", "inq4a8", "same"),
     ("cnn", "inq5a8", "8"),
@@ -107,6 +108,18 @@ def test_powers_of_two_are_those_of_the_file(quantized: Make, images: Images, sc
             if weight.dtype == np.int8:
                 weight = weight * constants[f"{name}.weight_scale"].reshape(columns)
             assert (weight == layer.codes().numpy() * layer.weight_scale.numpy().reshape(columns)).all()
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("odd", "w4a16"), ("cnn", "w4a8"), ("lenet", "w1a2")])
+def test_weights_of_groups_are_those_of_the_file(quantized: Make, images: Images, name: str, scheme: str) -> None:
+    packed = tq.convert(quantized(name, scheme, first_last="8", granularity="group", group_size=16))
+    exported = build(packed, images(name, 2), "auto")
+    constants = {c.name: onnx.numpy_helper.to_array(c) for c in exported.graph.initializer}
+    grouped = {n: layer for n, layer in packed_layers(packed).items() if layer.format.group}
+    assert grouped
+    for n, layer in grouped.items():
+        assert (constants[f"{n}.weight"] == layer.values().numpy()).all()
+    check_engines(packed, exported, images(name, 40))
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -60,6 +61,8 @@ def test_portion_by_portion_with_resume(
     monkeypatch.setattr(script, "epoch", lambda *args: pytest.fail("it trained again"))
     found = script.quantize(flags, script.World())
     assert found["packed_top5"] == 100 and found["bytes"] == flags.out.stat().st_size
+    with pytest.raises(ValueError, match="other settings"):
+        script.quantize(dataclasses.replace(flags, bits=4), script.World())
     loaded = tq.load(flags.out)
     assert all(layer.format.pow2 for layer in loaded.modules() if hasattr(layer, "format"))
 
@@ -71,6 +74,8 @@ def test_bad_input(script: ModuleType, folder: Path, tmp_path: Path, capsys: pyt
         (["--data", str(folder), "--portions", "0.5", "0.9"], "end at 1"),
         (["--data", str(folder)], "expected a --batch-size"),
         (["--data", str(folder), "--batch-size", "5", "--pretrained", str(tmp_path / "x.pth")], "x.pth"),
+        (["--data", str(folder), "--bits", "9"], "--bits from 2 to 8"),
+        (["--data", str(folder), "--checkpoint", str(tmp_path / "no" / "c.pt")], "does not exist"),
     ):
         assert script.main([*common, *change]) == 2
         error = capsys.readouterr().err

@@ -145,7 +145,9 @@ def test_training_form_has_gradients_everywhere(
 ) -> None:
     model = quantized("odd", "w2a4", first_last="same", act_quantizer=kind).train()
     model(images("odd")).square().sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    # LSQ+ learns the zero point of signed inputs only
+    learned = [p for p in model.parameters() if p.requires_grad]
+    assert len(learned) >= 10 and all(p.grad is not None and p.grad.isfinite().all() for p in learned)
 
 
 def test_from_float_refuses_other_padding() -> None:

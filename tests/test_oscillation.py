@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ import tq
 from tq.attach import quant_layers
 from tq.config import TrainConfig
 from tq.objective import Objective
+from tq.optim import HysteresisSGD
 from tq.oscillation import MOMENTUM, Oscillation
 from tq.scheme import Scheme
 from tq.stages import peak_rate, plan
+from tq.step import make_optimizer
 
 
 def network(scheme: str = "w1a2", **choices: object) -> nn.Module:
@@ -83,6 +86,43 @@ def test_freezing_one_bit_weights_holds_their_sign() -> None:
             moves.hold()
     assert bool(moves.tracks["0"].frozen[0, 0, 0, 0])
     assert float(layer.weight[0, 0, 0, 0].abs()) == pytest.approx(float(layer.weight_codes()[1][0].detach()), rel=0.05)
+
+
+def test_freezing_holds_the_latent_weights_of_hysteresis() -> None:
+    model = network("w1a4")
+    layer = quant_layers(model)["0"]
+    config = TrainConfig(scheme="w1a4", optimizer="hysteresis-sgd", hysteresis=0.0, lr=1.0, momentum=0.0)
+    optimizer = make_optimizer(model, config, lr=1.0)
+    moves = Oscillation(model, optimizer, threshold=0.015)
+    latent = optimizer.state[layer.weight]["latent"]
+
+    def step(gradient: float) -> float:
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        assert layer.weight.grad is not None
+        layer.weight.grad[0, 0, 0, 0] = gradient
+        optimizer.step()
+        moves.hold()
+        return float(layer.weight[0, 0, 0, 0])
+
+    with torch.no_grad():
+        latent[0, 0, 0, 0] = 0.5
+    signs = [step(1.0 if number % 2 == 0 else -1.0) > 0 for number in range(8)]
+    assert not all(a == b for a, b in itertools.pairwise(signs)), "it did not oscillate"
+    assert bool(moves.tracks["0"].frozen[0, 0, 0, 0])
+    held = layer.weight[0, 0, 0, 0] > 0
+    assert all((step(2.0 if held else -2.0) > 0) == held for _ in range(3))
+    assert (latent[0, 0, 0, 0] > 0) == held
+
+
+def test_hysteresis_pulls_latent_weights_to_their_scale() -> None:
+    latent = torch.tensor([[0.9, -0.1], [0.2, -0.4]])
+    p = nn.Parameter(latent.clone())
+    optimizer = HysteresisSGD([{"params": [p], "binary": True}], lr=0.5, momentum=0.0, pull=0.3)
+    p.grad = torch.zeros_like(p)
+    optimizer.step()
+    scale = latent.abs().mean(1, keepdim=True)
+    assert torch.allclose(optimizer.state[p]["latent"], latent - 0.5 * 0.3 * (latent - latent.sign() * scale))
 
 
 def test_oscillation_resumes() -> None:

@@ -68,12 +68,12 @@ def test_the_seed_reproduces_the_weights(tmp_path: Path, change: dict) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"optimizer": "hysteresis-sgd"},
+        {"optimizer": "hysteresis-sgd", "oscillation_freeze": 0.02, "weight_regularization": 1e-4},
         {"act_quantizer": "pact", "amp": True},
         {"optimizer": "qsgd", "resolution": "scheduled"},
         {"optimizer": "qtadam", "resolution": "log-t", "lr": 0.003},
         {"optimizer": "qtadamw", "shared_resolution": False, "qp": 6, "lr": 0.003},
-        {"scheme": "w2a2", "progressive": ("w8a8:1", "w4a4:1"), "epochs": 1, "distill": 0.5, "lr": None},
+        {"scheme": "w2a2", "progressive": ("w4a16:1", "w4a4:1"), "epochs": 1, "distill": 0.5, "lr": None},
         {"scheme": "w2a4", "ema": 0.9, "oscillation_freeze": 0.015, "norm_batches": 3, "weight_quantizer": "lsq"},
         {"scheme": "w1a8", "weight_regularization": 0.001, "optimizer": "adamw", "lr": None},
         {"scheme": "inq4", "portions": (0.5, 1.0), "portion_strategy": "random"},

@@ -13,14 +13,22 @@ from torch import Tensor, nn
 
 from tq.config import parse_override
 from tq.layers import QuantConv2d, QuantLayer, QuantLinear
-from tq.quantizers import ACT_QUANTIZERS, ActQuantizer, LearnedWeight, PowerOfTwo, ScaledSign, WeightQuantizer
+from tq.quantizers import (
+    ACT_QUANTIZERS,
+    ActQuantizer,
+    LearnedWeight,
+    PowerOfTwo,
+    ScaledSign,
+    WeightQuantizer,
+    groups_of,
+)
 from tq.scheme import Scheme, did_you_mean
 from tq.sites import Site as Site
 from tq.sites import sites as sites
 
 FIRST_LAST = ("16", "8", "same")
 WEIGHT_QUANTIZERS = ("auto", "scaled-sign", "lsq")
-GRANULARITIES = ("channel", "tensor")
+GRANULARITIES = ("channel", "tensor", "group")
 Quantizers = tuple[WeightQuantizer | None, ActQuantizer | None]
 
 
@@ -34,11 +42,13 @@ class Coverage:
     weight_bits: int
     act_bits: int
     pow2: bool = False
+    group: int = 0
+    """weights that share a scale, 0 for a channel or more"""
 
     @property
     def scheme(self) -> str:
-        """w4a8, inq5, float, ..."""
-        return str(Scheme(self.weight_bits, self.act_bits, self.pow2))
+        """w4a8, inq5, float, w4a16g32, ..."""
+        return str(Scheme(self.weight_bits, self.act_bits, self.pow2)) + (f"g{self.group}" if self.group else "")
 
 
 def attach(
@@ -51,6 +61,7 @@ def attach(
     act_quantizer: str = "lsq",
     weight_quantizer: str = "auto",
     granularity: str = "channel",
+    group_size: int = 32,
 ) -> nn.Module:
     """Quantize a float network in place and return it; train it, then `tq.convert` it.
 
@@ -61,7 +72,9 @@ def attach(
         override: PATTERN=SCHEME in order, the last match wins.
         stage_act_bits: activation bits of the modules layer1, layer2, ...
         act_quantizer: "clip", "pact", "lsq" or "lsq+".  weight_quantizer: "auto", "scaled-sign" or "lsq".
-        granularity: "channel" or "tensor", of the weight scales.
+        granularity: "channel", "tensor" or "group", of the weight scales. Groups are `group_size` consecutive weights
+            of a channel, in the order kh, kw, in; a layer whose channels have no more has one scale a channel. Layers
+            with more are summed in float32 (tq.layers). Powers of two have one scale a tensor whatever this says.
 
     Raises:
         ValueError: nothing to quantize, already quantized, an unknown word, a pattern that matches no layer, more
@@ -77,6 +90,8 @@ def attach(
             raise ValueError(
                 f"unknown {what} {word!r}: expected one of {', '.join(words)}{did_you_mean(str(word), words)}"
             )
+    if group_size < 1:
+        raise ValueError(f"group_size must be at least 1, got {group_size}; 32 weights a scale are usual")
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
     inside = next((name for name in ("module", "_orig_mod") if _is_wrapper(model, name)), None)
     if inside:
@@ -92,7 +107,7 @@ def attach(
     found = [site for site in found if not plan[site.name].is_float]
     for site in found:
         _check_swap(model, site)
-    make = _maker(act_quantizer, weight_quantizer, granularity)
+    make = _maker(act_quantizer, weight_quantizer, granularity, group_size)
     for site in found:
         layer = model.get_submodule(site.name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -112,7 +127,7 @@ def requantize(model: nn.Module, scheme: str | Scheme, *, like: Iterable[str], *
         ValueError: the scheme leaves a layer float that is quantized, or the other way round.
     """
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
-    makers = {k: choices.pop(k) for k in ("act_quantizer", "weight_quantizer", "granularity")}
+    makers = {k: choices.pop(k) for k in ("act_quantizer", "weight_quantizer", "granularity", "group_size")}
     plan = plan_bits(list(like), scheme, **choices)
     layers = quant_layers(model)
     quantized = {name for name, bits in plan.items() if not bits.is_float}
@@ -125,9 +140,8 @@ def requantize(model: nn.Module, scheme: str | Scheme, *, like: Iterable[str], *
     return model
 
 
-def _maker(act_quantizer: str, weight_quantizer: str, granularity: str) -> Callable[..., Quantizers]:
+def _maker(act_quantizer: str, weight_quantizer: str, granularity: str, group_size: int) -> Callable[..., Quantizers]:
     """How the quantizers of one layer are made from its bits, its weight and whether its inputs are unsigned."""
-    per_channel = granularity == "channel"
 
     def make(bits: Scheme, weight: Tensor, *, unsigned: bool) -> Quantizers:
         weights: WeightQuantizer | None = None
@@ -135,11 +149,9 @@ def _maker(act_quantizer: str, weight_quantizer: str, granularity: str) -> Calla
             weights = PowerOfTwo(bits.weight_bits, weight)
         elif bits.weight_bits < 16:
             learned = weight_quantizer == "lsq" or bits.weight_bits > 1
-            weights = (
-                LearnedWeight(bits.weight_bits, weight, per_channel=per_channel)
-                if learned
-                else ScaledSign(per_channel=per_channel)
-            )
+            group = groups_of(weight, group_size) if granularity == "group" else 0
+            kind: dict[str, Any] = {"per_channel": granularity != "tensor", "group": group}
+            weights = LearnedWeight(bits.weight_bits, weight, **kind) if learned else ScaledSign(**kind)
         inputs = None
         if bits.act_bits < 16:
             inputs = ACT_QUANTIZERS[act_quantizer](bits.act_bits, signed=not unsigned).to(weight.device)
@@ -209,7 +221,8 @@ def coverage(model: nn.Module) -> list[Coverage]:
             w, pow2 = 16 if quantizer is None else quantizer.bits, isinstance(quantizer, PowerOfTwo)
             a = m.input_quantizer.bits if isinstance(m, QuantLayer) and m.input_quantizer is not None else 16
             kind = "conv" if isinstance(m, nn.Conv2d) else "linear"
-            lines.append(Coverage(name, kind, tuple(m.weight.shape), w, a, pow2))
+            group = 0 if quantizer is None else quantizer.group
+            lines.append(Coverage(name, kind, tuple(m.weight.shape), w, a, pow2, group))
             continue
         # a transposed convolution, an embedding, a parameter for torch.nn.functional.conv2d: always float
         lines += [

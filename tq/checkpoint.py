@@ -135,7 +135,7 @@ def inspect(path: str | Path) -> Account:
     rows, theoretical = [], 0.0
     for name, (dtype, shape, size) in sorted(entries.items()):
         form = formats.get(name.removesuffix(PACKED))
-        rows.append(Row(name, form.name if form else dtype.lower(), form.shape if form else shape, size))
+        rows.append(Row(name, _described(form) if form else dtype.lower(), form.shape if form else shape, size))
         theoretical += math.prod(form.shape) * form.weight_bits / 8 if form and form.weight_bits < 16 else size
     info = info_of(metadata, path)
     float_bytes = info.metrics.get("float_bytes") or sum(
@@ -152,6 +152,14 @@ def inspect(path: str | Path) -> Account:
         rows=rows,
         info=info,
     )
+
+
+def _described(form: Format) -> str:
+    """A layer's scheme; of groups also the bits of a weight with its share of the scales, which are in another row."""
+    if not form.group:
+        return form.name
+    bits = form.weight_bits + 32 * math.prod(form.scale_shape) / math.prod(form.shape)
+    return f"{form.name}, {bits:.2f} bits with scales"
 
 
 def _own_tensors(model: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -178,7 +186,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     if layers:
         all_of = list(layers.values())
         tensors["tq.layers"] = table_of({name: layer.format for name, layer in layers.items()})
-        tensors["tq.weight_scale"] = torch.cat([layer.weight_scale.cpu() for layer in all_of])
+        tensors["tq.weight_scale"] = torch.cat([layer.weight_scale.cpu().flatten() for layer in all_of])
         tensors["tq.bias"] = torch.cat([layer.bias.cpu() for layer in all_of])
         tensors["tq.input_scale"] = torch.stack([layer.input_scale.cpu() for layer in all_of])
     return tensors
@@ -226,15 +234,16 @@ def _fill(model: nn.Module, formats: Mapping[str, Format], tensors: Mapping[str,
         if wanted[name].dtype != tensor.dtype:
             raise ValueError(f"{path}: tensor {name} is {tensor.dtype}, the model's is {wanted[name].dtype}")
         wanted[name].copy_(tensor)
-    start = 0
+    start = scales = 0
     for number, (name, layer) in enumerate(packed_layers(model).items()):
         end = start + layer.format.shape[0]
         layer.weight_packed.copy_(tensors[name + PACKED])
-        layer.weight_scale.copy_(tensors["tq.weight_scale"][start:end])
+        count = layer.weight_scale.numel()
+        layer.weight_scale.copy_(tensors["tq.weight_scale"][scales : scales + count].view_as(layer.weight_scale))
         layer.bias.copy_(tensors["tq.bias"][start:end])
         layer.input_scale.copy_(tensors["tq.input_scale"][number])
         try:
             layer.prepare()
         except ValueError as error:
             raise ValueError(f"{path}: layer {name} cannot be used: {error}") from None
-        start = end
+        start, scales = end, scales + count

@@ -82,8 +82,10 @@ class TrainConfig:
     """clip (fixed step 1), pact (learned range), lsq (learned step), lsq+ (the zero point of signed inputs too)"""
     weight_quantizer: Literal["auto", "scaled-sign", "lsq"] = "auto"
     """auto: scaled-sign at 1 bit, lsq (learned step) above"""
-    granularity: Literal["channel", "tensor"] = "channel"
-    """one weight scale per output channel or per tensor"""
+    granularity: Literal["channel", "tensor", "group"] = "channel"
+    """one weight scale per output channel, per tensor, or per --group-size weights of a channel (float sums)"""
+    group_size: int = 32
+    """group: how many weights share a scale"""
     optimizer: Literal["sgd", "adam", "adamw", "hysteresis-sgd", "qsgd", "qtadam", "qtadamw"] = "sgd"
     """hysteresis-sgd keeps latent weights in its state (1 bit only);
     qsgd, qtadam and qtadamw quantize their updates"""
@@ -168,6 +170,7 @@ class TrainConfig:
             *("norm_batches", "weight_regularization", "oscillation_freeze", "ema", "distill"),
         ):
             _at_least(name, getattr(self, name), 0)
+        _check_group(self)
         _check_resolution(self)
         _check_portions(self, scheme)
         _check_recipe(self, scheme)
@@ -188,6 +191,8 @@ class TrainConfig:
             )
         if self.optimizer == "hysteresis-sgd" and self.weight_quantizer == "lsq":
             raise ValueError("optimizer hysteresis-sgd needs weight_quantizer scaled-sign (or auto), got lsq")
+        if self.optimizer == "hysteresis-sgd" and self.granularity == "group":
+            raise ValueError("optimizer hysteresis-sgd has one scale a channel or a tensor; use that granularity")
         if self.weight_quantizer == "scaled-sign" and scheme.weight_bits not in (1, 16):
             raise ValueError(f"weight_quantizer scaled-sign has 1 bit, but the scheme is {self.scheme}; use lsq")
         for rule in self.override:
@@ -222,8 +227,10 @@ class QuantizeConfig:
     """no zero points; otherwise inputs that can be negative get one"""
     percentile: float = 99.99
     """share of the values, in percent, that a percentile range covers"""
-    granularity: Literal["channel", "tensor"] = "channel"
-    """one weight scale per output channel or per tensor"""
+    granularity: Literal["channel", "tensor", "group"] = "channel"
+    """one weight scale per output channel, per tensor, or per --group-size weights of a channel (float sums)"""
+    group_size: int = 32
+    """group: how many weights share a scale"""
     first_last: Literal["16", "8", "same"] = "8"
     """bits of the first and the last layer: 16 (float), 8, or the same as the scheme"""
     override: tuple[str, ...] = ()
@@ -252,6 +259,7 @@ class QuantizeConfig:
             _known("dataset", self.dataset, DATASETS)
         if len(self.mean) != len(self.std) or any(not value > 0 for value in self.std):
             raise ValueError(f"mean and std need one value a channel, std above 0; got {self.mean} and {self.std}")
+        _check_group(self)
         _at_least("calib", self.calib, 1)
         _at_least("batch_size", self.batch_size, 1)
         _at_least("tolerance", self.tolerance, 0)
@@ -325,6 +333,12 @@ class KernelBenchConfig:
             re.compile(self.only or "")
         except re.error as error:
             raise ValueError(f"only must be a regular expression, got {self.only!r}: {error}") from None
+
+
+def _check_group(config: TrainConfig | QuantizeConfig) -> None:
+    _at_least("group_size", config.group_size, 1)
+    if config.granularity != "group" and config.group_size != type(config).group_size:
+        raise ValueError(f"group_size is of granularity group, but it is {config.granularity}; change one of them")
 
 
 def _check_resolution(config: TrainConfig) -> None:

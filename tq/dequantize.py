@@ -39,8 +39,7 @@ def dequantized(path: str | Path, info: Info) -> nn.Module:
     for name, layer in packed_layers(packed).items():
         target, norm_name = model.get_submodule(name), norms[name]
         assert isinstance(target, nn.Conv2d | nn.Linear)
-        codes = layer.codes()
-        weight, bias = codes * layer.weight_scale.view(-1, *[1] * (codes.ndim - 1)), layer.bias
+        weight, bias = layer.values(), layer.bias
         with torch.no_grad():
             target.weight.copy_(weight)
             if norm_name and f"{norm_name}.running_mean" not in kept:

@@ -27,7 +27,7 @@ from tq.file_format import Info
 from tq.layers import channels_last
 from tq.onnx.build import build
 from tq.onnx.graph import code_bits, held_as
-from tq.packed import packed_layers
+from tq.packed import Format, packed_layers
 from tq.peers import needed
 
 
@@ -75,19 +75,25 @@ def to_onnx(model: nn.Module, path: Path, *, source: Path, info: Info, weights: 
 
 def weight_notes(model: nn.Module, weights: str) -> list[str]:
     """How each width of weights is held in the ONNX file and why, a sentence each."""
-    counts: dict[tuple[int, bool], int] = {}
-    held: dict[tuple[int, bool], int] = {}
+    counts: dict[Format, int] = {}
     for form in (layer.format for layer in packed_layers(model).values()):
-        key = (form.weight_bits, form.pow2)
-        counts[key] = counts.get(key, 0) + math.prod(form.shape)
-        held[key] = code_bits(form)
-    ordered = sorted(counts, reverse=True)
-    return [_power_note(k[0], counts[k], held[k]) if k[1] else _weight_note(k[0], counts[k], weights) for k in ordered]
+        kind = Format(form.weight_bits, 16, False, 0, (), form.pow2, form.group)
+        counts[kind] = counts.get(kind, 0) + math.prod(form.shape)
+    ordered = sorted(counts.items(), key=lambda item: (item[0].weight_bits, item[0].pow2, item[0].group), reverse=True)
+    return [
+        _float_note(form, count) if form.pow2 or form.group else _weight_note(form.weight_bits, count, weights)
+        for form, count in ordered
+    ]
 
 
-def _power_note(bits: int, count: int, held: int) -> str:
-    how = "int8, exactly" if held == 8 else "float32, exactly (int8 ends below 128)"
-    return f"{count:,} weights of 0 and powers of two of {bits} bits: {how}"
+def _float_note(form: Format, count: int) -> str:
+    if form.group:
+        return (
+            f"{count:,} weights of {form.weight_bits} bits with a scale for each {form.group}: float32, with the same "
+            "values (ONNX has no such scales in a convolution)"
+        )
+    how = "int8, exactly" if code_bits(form) == 8 else "float32, exactly (int8 ends below 128)"
+    return f"{count:,} weights of 0 and powers of two of {form.weight_bits} bits: {how}"
 
 
 def _weight_note(bits: int, count: int, weights: str) -> str:

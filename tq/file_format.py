@@ -10,8 +10,9 @@ Tensors (one header entry costs about 85 bytes, so what is small is stacked over
 | `tq.input_scale` | float32 [L] | value of one input code |
 | anything else | as it was | layers left float, under their own names (`num_batches_tracked` is dropped) |
 
-Where some layer needs them, `tq.layers` has two more columns: a reserved 0, and the codebook, 0 for integers and 1 for
-powers of two, whose codes triton_kernels/codebook.py describes.
+Where some layer needs them, `tq.layers` has two more columns: the group size G, and the codebook, 0 for integers and 1
+for powers of two, whose codes triton_kernels/codebook.py describes. A layer with G > 0 has ceil(K / G) weight scales
+per output channel, one after the other, for groups of G consecutive weights of its row.
 
 `__metadata__` (strings): format, model (builder and arguments), quantization_config (compressed-tensors' field names),
 data (name, size, mean, std), classes, metrics (of this very file), sha256 of the whole file with these 64 digits as
@@ -69,7 +70,8 @@ def entries_of(formats: Mapping[str, Format], rest: Mapping[str, Tensor]) -> dic
     if formats:
         channels = sum(form.shape[0] for form in formats.values())
         found["tq.layers"] = _entry(torch.int32, (len(formats), _columns(formats)))
-        found["tq.weight_scale"] = found["tq.bias"] = _entry(torch.float32, (channels,))
+        found["tq.weight_scale"] = _entry(torch.float32, (_scales(formats),))
+        found["tq.bias"] = _entry(torch.float32, (channels,))
         found["tq.input_scale"] = _entry(torch.float32, (len(formats),))
     return dict(sorted(found.items(), key=lambda item: (_RANK[item[1][0]], item[0].encode())))
 
@@ -109,14 +111,16 @@ def _quantization_config(formats: Mapping[str, Format]) -> dict[str, Any] | None
     """compressed-tensors' field names; groups by bits, the largest group is the default for all layers."""
     if not formats:
         return None
-    groups: dict[tuple[int, int, bool], list[str]] = {}
+    groups: dict[tuple[int, int, bool, int], list[str]] = {}
     for name, form in formats.items():
-        groups.setdefault((form.weight_bits, form.act_bits, form.pow2), []).append(name)
+        groups.setdefault((form.weight_bits, form.act_bits, form.pow2, form.group), []).append(name)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
     config_groups = {}
-    for number, ((w, a, pow2), names) in enumerate(ordered):
+    for number, ((w, a, pow2, size), names) in enumerate(ordered):
         kind = "pow2" if pow2 else "binary" if w == 1 else "int"
-        weights = {"num_bits": w, "type": kind, "strategy": "channel", "symmetric": True}
+        weights: dict[str, Any] = {"num_bits": w, "type": kind, "strategy": "channel", "symmetric": True}
+        if size:
+            weights |= {"strategy": "group", "group_size": size}
         config_groups[f"group_{number}"] = {
             "targets": ["*"] if number == 0 else names,
             "weights": weights if w < 16 else None,
@@ -126,8 +130,8 @@ def _quantization_config(formats: Mapping[str, Format]) -> dict[str, Any] | None
 
 
 def _columns(formats: Mapping[str, Format]) -> int:
-    """Columns of `tq.layers`: files without powers of two are as they were before there were any."""
-    return _MORE_COLUMNS if any(form.pow2 for form in formats.values()) else _COLUMNS
+    """Columns of `tq.layers`: files without powers of two and groups are as they were before there were any."""
+    return _MORE_COLUMNS if any(form.pow2 or form.group for form in formats.values()) else _COLUMNS
 
 
 def table_of(formats: Mapping[str, Format]) -> Tensor:
@@ -135,7 +139,7 @@ def table_of(formats: Mapping[str, Format]) -> Tensor:
     rows = []
     for form in formats.values():
         row = [form.weight_bits, form.act_bits, int(form.act_signed), form.zero_point, *form.shape]
-        rows.append([*row, *[0] * (_COLUMNS - len(row)), 0, int(form.pow2)][: _columns(formats)])
+        rows.append([*row, *[0] * (_COLUMNS - len(row)), form.group, int(form.pow2)][: _columns(formats)])
     return torch.tensor(rows, dtype=torch.int32)
 
 
@@ -158,13 +162,10 @@ def formats_of(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, For
     formats = {}
     for name, row in zip(names, table.tolist(), strict=True):
         shape = tuple(size for size in row[4:_COLUMNS] if size)
-        reserved, codebook = row[_COLUMNS:] or (0, 0)
-        if reserved or codebook not in (0, 1):
-            raise ValueError(
-                f"{path}: layer {name} has the codebook {codebook} and {reserved} where a 0 is expected; the file is "
-                "damaged, or of a newer tq"
-            )
-        form = Format(row[0], row[1], bool(row[2]), row[3], shape, pow2=bool(codebook))
+        group, codebook = row[_COLUMNS:] or (0, 0)
+        if codebook not in (0, 1):
+            raise ValueError(f"{path}: layer {name} has the codebook {codebook}; the file is damaged, or of a newer tq")
+        form = Format(row[0], row[1], bool(row[2]), row[3], shape, bool(codebook), group)
         stored = tensors[name + PACKED]
         if not _sane(form) or form.stored_shape != tuple(stored.shape) or form.stored_dtype != stored.dtype:
             raise ValueError(
@@ -173,10 +174,15 @@ def formats_of(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, For
             )
         formats[name] = form
     channels = sum(form.shape[0] for form in formats.values())
-    for key, size in (("tq.weight_scale", channels), ("tq.bias", channels), ("tq.input_scale", len(formats))):
+    for key, size in (("tq.weight_scale", _scales(formats)), ("tq.bias", channels), ("tq.input_scale", len(formats))):
         if key not in tensors or tensors[key].shape != (size,) or tensors[key].dtype != torch.float32:
             raise ValueError(f"{path}: {key} must be float32 [{size}]; the file is damaged")
     return formats
+
+
+def _scales(formats: Mapping[str, Format]) -> int:
+    """How many weight scales there are."""
+    return sum(math.prod(form.scale_shape) for form in formats.values())
 
 
 def _sane(form: Format) -> bool:
@@ -185,6 +191,8 @@ def _sane(form: Format) -> bool:
     except ValueError:
         return False
     if len(form.shape) not in (2, 4):
+        return False
+    if form.group and (form.pow2 or form.weight_bits == 16 or not 0 < form.group < math.prod(form.shape[1:])):
         return False
     low, high = act_range(form.act_bits, signed=form.act_signed) if form.act_bits < 16 else (0, 0)
     return low <= form.zero_point <= high

@@ -17,11 +17,15 @@ Bits = Mapping[str, int]
 
 
 def layer_bytes(model: nn.Module) -> dict[str, dict[int, int]]:
-    """{layer: {weight bits: bytes of its stored codes}} of an attached network; rows are padded to whole bytes."""
+    """{layer: {weight bits: bytes of its codes and of group scales}} of an attached network; rows are whole bytes."""
     table: dict[str, dict[int, int]] = {}
     for name, layer in quant_layers(model).items():
         forms = [replace(format_of(layer), weight_bits=width, pow2=False) for width in BITS]
-        table[name] = {f.weight_bits: math.prod(f.stored_shape) * f.stored_dtype.itemsize for f in forms}
+        table[name] = {
+            f.weight_bits: math.prod(f.stored_shape) * f.stored_dtype.itemsize
+            + (4 * math.prod(f.scale_shape) if f.group else 0)
+            for f in forms
+        }
     return table
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from tq.attach import quant_layers
 from tq.oscillation import Oscillation
 from tq.packed import format_of
+from tq.quantizers import per_weight
 
 
 @torch.no_grad()
@@ -32,7 +33,7 @@ def layer_report(model: nn.Module, moves: Oscillation) -> dict[str, dict[str, fl
         was_training = layer.training
         codes, scale = layer.eval().weight_codes()
         layer.train(was_training)
-        value = codes * scale.view(-1, *[1] * (codes.ndim - 1))
+        value = codes * per_weight(scale, codes)
         noise = (layer.weight - value).square().sum().clamp_min(1e-30)
         sqnr_db = 10 * torch.log10(layer.weight.square().sum() / noise)
         found[name] |= {"scale": float(scale.mean()), "sqnr_db": float(sqnr_db)}

@@ -9,6 +9,9 @@ Evaluation y = acc * scale + bias with acc the exact integer accumulator and
 which is what the packed layer computes from the same numbers in the same order, so that predictions are equal bit for
 bit. float32 holds integers exactly below 2^24; a layer whose accumulators could pass that bound is convolved in
 float64 (`accumulator_bound` tells).
+
+Weight scales of groups are inside the sum, so there is no integer accumulator: such a layer convolves, in float32 and
+both forms alike, the codes of its inputs with weights codes * scale_w', and the epilogue's scale is scale_x.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tq.quantizers import ActQuantizer, PowerOfTwo, WeightQuantizer, magnitudes
+from tq.quantizers import ActQuantizer, PowerOfTwo, WeightQuantizer, magnitudes, per_weight
 from triton_kernels.reference import epilogue
 
 EXACT_FLOAT32 = 2**24
@@ -73,18 +76,28 @@ class QuantLayer(nn.Module):
         if not self.training:
             scale, bias = self.folded()
             acc = self.accumulate(x)
+            scale = torch.ones_like(bias) if self.grouped else scale
             return channels_last(epilogue(acc, scale * self.input_scale(), bias, channel_dim=self.channel_dim))
         codes, x_scale = self.input_quantizer(x) if self.input_quantizer is not None else (x, None)
         weight, w_scale = self.weight_codes()
+        if w_scale.ndim > 1:
+            weight, w_scale = weight * w_scale, w_scale.new_ones(len(w_scale))
         scale = w_scale if x_scale is None else w_scale * x_scale
         y = self.contract(codes, weight) * scale.view(-1, *[1] * (self.weight.ndim - 2))
         return self._normalize(self._add_bias(y))
 
+    @property
+    def grouped(self) -> bool:
+        """Whether its weights have a scale for each group."""
+        return self.weight_quantizer is not None and self.weight_quantizer.group > 0
+
     def accumulate(self, x: Tensor) -> Tensor:
-        """Integer accumulators of the evaluation form, float32 (weights or inputs at 16 bits: plain float32)."""
+        """Integer accumulators of the evaluation form, float32 (weights or inputs at 16 bits, groups: float sums)."""
         codes = self.input_quantizer.codes(x) if self.input_quantizer is not None else x
         weight = self.weight_codes()[0].detach()
-        if self.input_quantizer is None or self.weight_quantizer is None:
+        if self.grouped:
+            weight = weight * self.folded()[0]
+        if self.input_quantizer is None or self.weight_quantizer is None or self.grouped:
             return self.contract(channels_last(codes), channels_last(weight))
         if self.accumulator_bound() >= (ROUNDED_FLOAT32 if x.is_cuda else EXACT_FLOAT32):
             return self.contract(codes.double(), weight.double()).float()
@@ -93,8 +106,8 @@ class QuantLayer(nn.Module):
 
     @torch.no_grad()
     def accumulator_bound(self) -> int:
-        """Largest magnitude that an accumulator can reach with these weights and any input, 0 for float layers."""
-        if self.input_quantizer is None or self.weight_quantizer is None:
+        """Largest magnitude that an accumulator can reach with these weights and any input, 0 for float sums."""
+        if self.input_quantizer is None or self.weight_quantizer is None or self.grouped:
             return 0
         q = self.input_quantizer
         largest = max(abs(q.qmin - q.zero_point), abs(q.qmax - q.zero_point))
@@ -106,7 +119,7 @@ class QuantLayer(nn.Module):
         return int(self.weight_codes()[0].abs().double().flatten(1).sum(1).max()) * largest
 
     def weight_codes(self) -> tuple[Tensor, Tensor]:
-        """codes [O, ...] and scale [O] of the weights (16 bits: the weights themselves and ones)."""
+        """codes [O, ...] and scale [O] (groups: [O, ...]) of the weights (16 bits: the weights themselves and ones)."""
         if self.weight_quantizer is None:
             return self.weight, torch.ones(self.weight.shape[0], device=self.weight.device)
         return self.weight_quantizer(self.weight)
@@ -120,14 +133,14 @@ class QuantLayer(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> tuple[Tensor, Tensor]:
-        """Weight scale and bias with the batch normalization folded in, both [O] float32."""
+        """Weight scale ([O], groups: [O, ...]) and bias [O] with the batch normalization folded in, float32."""
         scale = self.weight_codes()[1].clone()
-        bias = torch.zeros_like(scale) if self.bias is None else self.bias.detach().clone()
+        bias = scale.new_zeros(len(scale)) if self.bias is None else self.bias.detach().clone()
         if self.bn is None:
             return scale, bias
         assert self.bn.running_var is not None and self.bn.running_mean is not None
         gain = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
-        return scale * gain, (bias - self.bn.running_mean) * gain + self.bn.bias
+        return scale * per_weight(gain, scale), (bias - self.bn.running_mean) * gain + self.bn.bias
 
     def _normalize(self, y: Tensor) -> Tensor:
         return y if self.bn is None else self.bn(y)

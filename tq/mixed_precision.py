@@ -41,6 +41,7 @@ def choose_bits(
     override: Iterable[str] = (),
     info: Info | None = None,
     granularity: str = "channel",
+    group_size: int = 32,
     ranges: dict[str, Any] | None = None,
     progress: Progress = lambda what, done, of: None,
 ) -> Choice:
@@ -57,7 +58,8 @@ def choose_bits(
         raise ValueError(
             f"bits are chosen among integer weights of 1, 2, 4 and 8 bits, not powers of two; got {odd[0]}"
         )
-    probed = attach(copy.deepcopy(model), scheme, first_last=first_last, override=rules, granularity=granularity)
+    scales: dict[str, Any] = {"granularity": granularity, "group_size": group_size}
+    probed = attach(copy.deepcopy(model), scheme, first_last=first_last, override=rules, **scales)
     calibrate(probed.eval(), images, **(ranges or {}))
     layers = quant_layers(probed)
     widths = tuple(bits for bits in BITS if bits <= scheme.weight_bits)

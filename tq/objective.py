@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tq.attach import quant_layers
-from tq.quantizers import ScaledSign
+from tq.quantizers import ScaledSign, per_weight
 
 
 class Objective:
@@ -50,7 +50,7 @@ class Objective:
             loss = (1 - self.share) * loss + self.share * self._distance(x, logits)
         for layer in self.pulled:
             size = layer.weight.abs()
-            scale = layer.weight_codes()[1].detach().view(-1, *[1] * (size.ndim - 1))
+            scale = per_weight(layer.weight_codes()[1].detach(), size)
             loss = loss + 0.5 * self.pull * (size - scale).square().sum()
         return loss
 

@@ -11,14 +11,16 @@ f is how often a weight oscillates; one with f above a threshold is frozen at th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tq.attach import quant_layers
 from tq.layers import QuantLayer
-from tq.quantizers import PowerOfTwo
+from tq.quantizers import PowerOfTwo, per_weight
 
 MOMENTUM = 0.01
 # "oscillating" in a report: the paper counts weights above this
@@ -33,10 +35,12 @@ class Oscillation:
     Otherwise `flips()`, when a report is due, is the only observation, and f is then per report.
     """
 
-    def __init__(self, model: nn.Module, *, threshold: float = 0.0) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer | None = None, *, threshold: float = 0.0) -> None:
+        """optimizer: needed where it holds latent weights (HysteresisSGD), which are then what is frozen."""
+        states = optimizer.state if optimizer is not None else {}
         self.threshold = threshold
         self.tracks = {
-            name: _Track(layer, freezes=threshold > 0)
+            name: _Track(layer, states.get(layer.weight, {}), freezes=threshold > 0)
             for name, layer in quant_layers(model).items()
             if layer.weight_quantizer is not None and not isinstance(layer.weight_quantizer, PowerOfTwo)
         }
@@ -83,8 +87,8 @@ class _Track:
     """The codes of one layer over time."""
 
     @torch.no_grad()
-    def __init__(self, layer: QuantLayer, *, freezes: bool) -> None:
-        self.layer = layer
+    def __init__(self, layer: QuantLayer, state: Mapping[str, Tensor], *, freezes: bool) -> None:
+        self.layer, self.state = layer, state
         self.one_bit = layer.weight_quantizer is not None and layer.weight_quantizer.bits == 1
         self.codes = self._now()
         self.direction = torch.zeros_like(self.codes)
@@ -113,9 +117,17 @@ class _Track:
         new = (self.often > threshold) & ~self.frozen
         self.held.copy_(torch.where(new, nearest.to(torch.int8), self.held))
         self.frozen |= new
+        if "latent" in self.state:
+            self._freeze_latent(self.state["latent"], self.state["old_sign"])
+            return
         weight, scale = self.layer.weight, self.layer.weight_codes()[1]
-        value = self.held * scale.view(-1, *[1] * (weight.ndim - 1))
+        value = self.held * per_weight(scale, weight)
         weight.copy_(torch.where(self.frozen, value, weight))
+
+    def _freeze_latent(self, latent: Tensor, old_sign: Tensor) -> None:
+        """Weights that an optimizer makes of latent ones: those keep their size and get the held sign."""
+        for tensor in (latent, self.layer.weight, old_sign):
+            tensor.copy_(torch.where(self.frozen, self.held * tensor.abs(), tensor))
 
     def flipped(self) -> Tensor:
         count = (self.codes != self.reported).sum()

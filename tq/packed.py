@@ -9,6 +9,9 @@ Powers of two (INQ) are stored in codes of their own (triton_kernels/codebook.py
 float32 weights as they stand, exactly. Beside integer inputs they become int8 codes: 2 to 4 bits reach 8, and 5 bits
 reach 128, where +128 is no int8. A layer that has it is the sum of two int8 products, weight = 16 * high + low with
 codes of at most 8 each; as float32 holds both exactly, their sum is rounded once, as one accumulator would be.
+
+Weights with a scale for each group are decoded once to float32, codes * weight_scale, and summed in float32, whatever
+their inputs are: y = (sum of q * w) * input_scale + bias.
 """
 
 from __future__ import annotations
@@ -23,9 +26,9 @@ from torch import Tensor, nn
 
 import triton_kernels.ops as ops
 from tq.layers import EXACT_FLOAT32, QuantLayer, channels_last
-from tq.quantizers import PowerOfTwo, act_range
+from tq.quantizers import PowerOfTwo, act_range, per_weight, spread
 from triton_kernels import codebook
-from triton_kernels.layout import pack_weight, row_bytes, unpack_weight
+from triton_kernels.layout import pack_weight, row_bytes, to_rows, unpack_weight
 from triton_kernels.reference import epilogue, quantize_input, quantize_u8, u8_zero_point
 
 
@@ -40,12 +43,14 @@ class Format:
     shape: tuple[int, ...]
     pow2: bool = False
     """weights are 0 and +-2^i times a scale"""
+    group: int = 0
+    """consecutive weights of a row that share a scale, fewer than the row has; 0: all of it"""
 
     @property
     def name(self) -> str:
-        """w4a8, inq5, ...: the scheme."""
+        """w4a8, inq5, w4a16g32, ...: the scheme, and the group."""
         if not self.pow2:
-            return f"w{self.weight_bits}a{self.act_bits}"
+            return f"w{self.weight_bits}a{self.act_bits}" + (f"g{self.group}" if self.group else "")
         return f"inq{self.weight_bits}" + (f"a{self.act_bits}" if self.act_bits < 16 else "")
 
     @property
@@ -57,6 +62,12 @@ class Format:
         return self.shape[0], row(math.prod(self.shape[1:]), self.weight_bits)
 
     @property
+    def scale_shape(self) -> tuple[int, ...]:
+        """Shape of the weight scales: [O], or [O, groups]."""
+        groups = -(-math.prod(self.shape[1:]) // self.group) if self.group else 0
+        return (self.shape[0], groups) if groups else self.shape[:1]
+
+    @property
     def stored_dtype(self) -> torch.dtype:
         """uint8, or float32 at 16 bits."""
         return torch.float32 if self.weight_bits == 16 else torch.uint8
@@ -66,8 +77,8 @@ class PackedLayer(nn.Module):
     """What both packed layers share.
 
     Buffers: `weight_packed` uint8 [O, ceil(K * bits / 8)] (at 16 bits float32 in the weight's own shape),
-    `weight_scale` and `bias` float32 [O], `input_scale` float32 0-dim. `impl` ("auto", "cpu", "reference") picks the
-    integer implementation and never falls back silently.
+    `weight_scale` float32 [O] or [O, groups], `bias` float32 [O], `input_scale` float32 0-dim. `impl` ("auto", "cpu",
+    "reference") picks the integer implementation and never falls back silently.
     """
 
     weight_packed: Tensor
@@ -84,13 +95,12 @@ class PackedLayer(nn.Module):
     def __init__(self, form: Format, *, impl: str = "auto") -> None:
         super().__init__()
         self.format, self.impl = form, impl
-        self.integer = form.weight_bits < 16 and form.act_bits < 16
+        self.integer = form.weight_bits < 16 and form.act_bits < 16 and not form.group
         self.binary = form.act_signed and form.act_bits == 1
         self.qmin, self.qmax = act_range(form.act_bits, signed=form.act_signed) if form.act_bits < 16 else (0, 0)
-        channels = form.shape[0]
         self.register_buffer("weight_packed", torch.zeros(form.stored_shape, dtype=form.stored_dtype))
-        self.register_buffer("weight_scale", torch.zeros(channels))
-        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("weight_scale", torch.zeros(form.scale_shape))
+        self.register_buffer("bias", torch.zeros(form.shape[0]))
         self.register_buffer("input_scale", torch.ones(()))
 
     @torch.no_grad()
@@ -105,7 +115,7 @@ class PackedLayer(nn.Module):
             codes = pack_weight(codes.round().to(torch.int8), self.format.weight_bits)
         self.weight_packed.copy_(codes)
         scale, bias = layer.folded()
-        self.weight_scale.copy_(scale)
+        self.weight_scale.copy_(to_rows(scale)[:, :: self.format.group] if self.format.group else scale)
         self.bias.copy_(bias)
         self.input_scale.copy_(layer.input_scale())
 
@@ -113,15 +123,16 @@ class PackedLayer(nn.Module):
         """Derive what the forward needs from the stored buffers; call after filling or loading them."""
         u8_zero = u8_zero_point(self.format.zero_point, self.qmin, self.qmax, binary=self.binary) if self.integer else 0
         self.u8_zero = u8_zero
-        self.register_buffer("scale", self.weight_scale * self.input_scale, persistent=False)
+        outside = torch.ones_like(self.bias) if self.format.group else self.weight_scale
+        self.register_buffer("scale", outside * self.input_scale, persistent=False)
         self.register_buffer("inverse", self.input_scale.reciprocal(), persistent=False)
         # the packed weights whose products the accumulators are: one, two (low, high), or none for a float64 product
         self.kernels: tuple[str, ...] = ("weight_packed",)
         self.kernel_bits = self.format.weight_bits
-        weight = self.codes() if self.format.pow2 or not self.integer else None
-        if self.integer and weight is not None:
-            self._prepare_powers(weight)
-        elif weight is not None:
+        if self.integer and self.format.pow2:
+            self._prepare_powers(self.codes())
+        elif not self.integer:
+            weight = self.values() if self.format.group else self.codes()
             self.register_buffer("float_weight", channels_last(weight), persistent=False)
 
     @property
@@ -163,6 +174,13 @@ class PackedLayer(nn.Module):
         if form.pow2:
             return codebook.unpack_weight(self.weight_packed, form.weight_bits, form.shape)
         return unpack_weight(self.weight_packed, form.weight_bits, form.shape).float()
+
+    def values(self) -> Tensor:
+        """The weight with its scales, float32 in its own shape."""
+        codes, group = self.codes(), self.format.group
+        return codes * (
+            spread(self.weight_scale, codes.shape, group) if group else per_weight(self.weight_scale, codes)
+        )
 
     def _prepare_powers(self, weight: Tensor) -> None:
         """Powers of two, float32 codes, as int8 weights for the kernels."""
@@ -250,6 +268,7 @@ def format_of(layer: QuantLayer) -> Format:
         a.zero_point if a is not None else 0,
         tuple(layer.weight.shape),
         isinstance(w, PowerOfTwo),
+        w.group if w is not None else 0,
     )
 
 

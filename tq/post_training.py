@@ -50,6 +50,7 @@ def run(
     first_last: str = "8",
     override: Iterable[str] = (),
     granularity: str = "channel",
+    group_size: int = 32,
     effort: str = "fast",
     target_bytes: int | None = None,
     max_drop: float | None = None,
@@ -70,6 +71,7 @@ def run(
         act_symmetric: no zero points for signed inputs.
         first_last: bits of the first and the last layer: "16", "8" or "same".
         override: PATTERN=SCHEME, the last match wins.
+        granularity, group_size: which weights share a scale, as in `tq.attach`.
         effort: "none", or how long to win accuracy back: "fast" (seconds), "default" (minutes), "best".
         target_bytes, max_drop: choose the weight bits of each layer, see `tq.mixed_precision`; one of them at most.
         info: what the file will say about itself, a part of its size.
@@ -84,7 +86,7 @@ def run(
     ranges: dict[str, Any] = {
         "weight_range": weight_range, "act_range": act_range, "percentile": percentile, "act_symmetric": act_symmetric,
     }  # fmt: skip
-    ends: dict[str, Any] = {"first_last": first_last, "granularity": granularity}
+    ends: dict[str, Any] = {"first_last": first_last, "granularity": granularity, "group_size": group_size}
     rules, choice = tuple(override), None
     if target_bytes is not None or max_drop is not None:
         choice = choose_bits(

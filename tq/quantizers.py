@@ -5,10 +5,14 @@ the scale afterwards, in training as in inference: the codes of 8 bits and less 
 precision rounds nothing that the packed file keeps. Gradients pass the rounding straight through (STE); each class
 states its rule. Codes are integer-valued floats, centred on zero (a zero point is already subtracted).
 
+A weight [O, ...] has one scale per output channel ([O]), one for all ([O] too, all equal), or one for each group of
+consecutive weights of a channel, in the order in which they are packed (kh, kw, in). Of these every weight is given its
+own (a scale of the weight's shape), as they cannot leave the sum: the layer convolves codes * scale.
+
 | class | of | scale | gradient | source |
 | --- | --- | --- | --- | --- |
 | ScaledSign | weights, 1 bit | mean of abs(w) | identity | XNOR-Net, arXiv 1603.05279, eq. 6 |
-| LearnedWeight | weights, 1 to 8 bits | learned per channel or tensor | LSQ | arXiv 1902.08153, eqs. 1 to 5 |
+| LearnedWeight | weights, 1 to 8 bits | learned | LSQ | arXiv 1902.08153, eqs. 1 to 5 |
 | PowerOfTwo | weights, 2 to 8 bits | smallest power, fixed | none: frozen in steps | INQ, arXiv 1702.03044 |
 | Clip | inputs | 1, fixed | 1 strictly inside the range | DoReFa-like, Quantized_ResNet |
 | PACT | inputs | alpha / n, learned | 1 inside; d/d alpha = 1 above | arXiv 1805.06085, eqs. 1 to 3 |
@@ -19,13 +23,14 @@ states its rule. Codes are integer-valued floats, centred on zero (a zero point 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from triton_kernels.layout import to_rows
 from triton_kernels.reference import quantize_input
 
 _TINY = 1e-8
@@ -54,8 +59,37 @@ def _sign(x: Tensor) -> Tensor:
     return torch.where(x >= 0, 1.0, -1.0)
 
 
+def per_weight(scale: Tensor, weight: Tensor) -> Tensor:
+    """A weight's scale so that it can be multiplied with it: [O] as [O, 1, ...], one of its shape as it is."""
+    return scale if scale.ndim == weight.ndim else scale.view(-1, *[1] * (weight.ndim - 1))
+
+
+def groups_of(weight: Tensor, group: int) -> int:
+    """The group size that a weight [O, ...] really has: 0, a scale per channel, where a group holds the channel."""
+    return group if group < weight[0].numel() else 0
+
+
+def by_group(weight: Tensor, group: int, rule: Callable[[Tensor], Tensor]) -> Tensor:
+    """[O, ceil(K / group)]: rule([rows, n] -> [rows]) of each group of a weight [O, ...]; the last may be shorter."""
+    rows = to_rows(weight)
+    whole = rows.shape[1] // group * group
+    found = [rule(rows[:, :whole].reshape(-1, group)).view(len(rows), -1)]
+    if whole < rows.shape[1]:
+        found.append(rule(rows[:, whole:])[:, None])
+    return torch.cat(found, 1)
+
+
+def spread(scale: Tensor, shape: Sequence[int], group: int) -> Tensor:
+    """The scales of groups, [O, ceil(K / group)], for each weight: of the weight's shape, OIHW or [O, K]."""
+    rows = scale.unsqueeze(2).expand(-1, -1, group).flatten(1)[:, : math.prod(shape[1:])]
+    if len(shape) == 2:
+        return rows
+    out, inside, height, width = shape
+    return rows.reshape(out, height, width, inside).permute(0, 3, 1, 2)
+
+
 class ScaledSign(nn.Module):
-    """w -> sign(w) with scale mean|w|, per output channel or per tensor.
+    """w -> sign(w) with scale mean|w|, per output channel, per tensor or per group.
 
     With `held_by_optimizer` the parameter already is +-s (hysteresis-sgd keeps the latent weights): training uses it
     as it is, evaluation resolves it by its sign.
@@ -63,49 +97,61 @@ class ScaledSign(nn.Module):
 
     bits = 1
 
-    def __init__(self, *, per_channel: bool = True) -> None:
+    def __init__(self, *, per_channel: bool = True, group: int = 0) -> None:
         super().__init__()
-        self.per_channel = per_channel
+        self.per_channel, self.group = per_channel, group
         self.held_by_optimizer = False
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """weight [O, ...] float -> codes [O, ...], scale [O]."""
+        """weight [O, ...] float -> codes [O, ...], scale [O] or [O, ...]."""
         if self.held_by_optimizer and self.training:
             return weight, torch.ones(weight.shape[0], device=weight.device)
-        scale = weight.detach().abs().flatten(1).mean(1)
+        scale = self.scale(weight.detach())
+        latent = weight / per_weight(scale, weight)
+        return _sign(weight).detach() + (latent - latent.detach()), scale
+
+    def scale(self, weight: Tensor) -> Tensor:
+        """weight [O, ...] -> mean magnitudes [O], or [O, ...] of groups."""
+        if self.group:
+            scale = by_group(weight.abs(), self.group, lambda rows: rows.mean(1))
+            return spread(scale, weight.shape, self.group).clamp_min(_TINY)
+        scale = weight.abs().flatten(1).mean(1)
         if not self.per_channel:
             scale = scale.mean().expand(weight.shape[0])
-        scale = scale.clamp_min(_TINY)
-        latent = weight / scale.view(-1, *[1] * (weight.ndim - 1))
-        return _sign(weight).detach() + (latent - latent.detach()), scale
+        return scale.clamp_min(_TINY)
 
 
 class LearnedWeight(nn.Module):
     """LSQ for weights; calibration sets `step`, training learns it."""
 
-    def __init__(self, bits: int, weight: Tensor, *, per_channel: bool = True) -> None:
+    def __init__(self, bits: int, weight: Tensor, *, per_channel: bool = True, group: int = 0) -> None:
         super().__init__()
         self.bits = bits
         self.qmin, self.qmax = weight_range(bits)
-        self.per_channel = per_channel
-        self.step = nn.Parameter(torch.empty(weight.shape[0] if per_channel else 1, device=weight.device))
+        self.per_channel, self.group = per_channel, group
         # LSQ's own start, section 2.1; calibration replaces it
-        rows = weight.detach().flatten(1) if per_channel else weight.detach().flatten()[None]
-        self.set_step(2 * rows.abs().mean(1) / self.qmax**0.5)
+        size = weight.detach().abs()
+        if group:
+            means = by_group(size, group, lambda rows: rows.mean(1))
+        else:
+            means = size.flatten(1).mean(1) if per_channel else size.mean()[None]
+        self.step = nn.Parameter(torch.empty_like(means))
+        self.set_step(2 * means / self.qmax**0.5)
 
     @torch.no_grad()
     def set_step(self, step: Tensor) -> None:
-        """step: [O] (per channel) or [1], float32, positive; zero (an all-zero channel) becomes tiny."""
+        """step: [O] (per channel), [1] or [O, groups], float32, positive; zero (an all-zero channel) becomes tiny."""
         self.step.copy_(step.clamp_min(_TINY))
 
     def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """weight [O, ...] float -> codes [O, ...], scale [O]."""
+        """weight [O, ...] float -> codes [O, ...], scale [O] or [O, ...]."""
         count = weight.numel() / self.step.numel()
         step = _scale_gradient(self.step.abs().clamp_min(_TINY), (count * self.qmax) ** -0.5)
-        scaled = weight / step.view(-1, *[1] * (weight.ndim - 1))
+        scale = spread(step, weight.shape, self.group) if self.group else step.expand(weight.shape[0])
+        scaled = weight / per_weight(scale, weight)
         exact = _sign(scaled) if self.bits == 1 else scaled.round().clamp(self.qmin, self.qmax)
         inside = (scaled >= self.qmin) & (scaled <= self.qmax)
-        return _straight_through(scaled, exact, inside), step.expand(weight.shape[0])
+        return _straight_through(scaled, exact, inside), scale
 
 
 class PowerOfTwo(nn.Module):
@@ -116,6 +162,7 @@ class PowerOfTwo(nn.Module):
 
     top: Tensor
     per_channel = False
+    group = 0
 
     def __init__(self, bits: int, weight: Tensor) -> None:
         super().__init__()

@@ -144,6 +144,7 @@ def make_optimizer(
         relative=config.hysteresis_relative,
         mode=config.hysteresis_mode,
         per_channel=config.granularity == "channel",
+        pull=config.weight_regularization,
     )
 
 

@@ -179,6 +179,7 @@ class Trainer:
             "act_quantizer": config.act_quantizer,
             "weight_quantizer": config.weight_quantizer,
             "granularity": config.granularity,
+            "group_size": config.group_size,
         }
         if quant_layers(model):
             return requantize(model, scheme, like=self.layer_names, **choices)
@@ -215,7 +216,7 @@ class Trainer:
         if saved is not None:
             self.model.load_state_dict(saved["model"])
             self.optimizer.load_state_dict(saved["optimizer"])
-        self.oscillation = Oscillation(self.model, threshold=config.oscillation_freeze)
+        self.oscillation = Oscillation(self.model, self.optimizer, threshold=config.oscillation_freeze)
         if config.ema:
             self.average = Average(self.model, config.ema)
         if stage.portion is not None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tq import checkpoint
 from tq import data as datasets
-from tq.attach import coverage, quant_layers, to_channels_last
+from tq.attach import Coverage, coverage, quant_layers, to_channels_last
 from tq.byte_size import parse_size
 from tq.checkpoint import predict_bytes
 from tq.cli import Quantize
@@ -103,6 +103,7 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
             first_last=config.first_last,
             override=config.override,
             granularity=config.granularity,
+            group_size=config.group_size,
             effort=config.effort,
             target_bytes=None if config.target_size is None else parse_size(config.target_size),
             max_drop=config.max_drop,
@@ -165,15 +166,23 @@ def _layers(model: nn.Module, images: Tensor, ratios: dict[str, float], choice: 
             "name": c.name,
             "kind": c.kind,
             "scheme": c.scheme,
+            "group": c.group,
             "weight_bits": c.weight_bits,
             "act_bits": c.act_bits,
             "macs": macs.get(c.name, 0),
-            "bytes": math.ceil(math.prod(c.shape) * (c.weight_bits if c.weight_bits < 16 else 32) / 8),
+            "bytes": _bytes(c),
             "snr_db": ratios.get(c.name),
             "why": reasons.get(c.name, ""),
         }
         for c in coverage(model)
     ]
+
+
+def _bytes(layer: Coverage) -> int:
+    """Of the codes, and of the scales where these are more than one a channel."""
+    codes = math.ceil(math.prod(layer.shape) * (layer.weight_bits if layer.weight_bits < 16 else 32) / 8)
+    groups = math.ceil(math.prod(layer.shape[1:]) / layer.group) if layer.group else 0
+    return codes + 4 * layer.shape[0] * groups
 
 
 def _allocation(choice: Choice) -> dict[str, Any]:
@@ -279,7 +288,7 @@ def _render(r: dict[str, Any]) -> Group:
 
 
 def _covered(layers: list[dict[str, Any]]) -> str:
-    quantized = [layer for layer in layers if layer["weight_bits"] < 16 and layer["act_bits"] < 16]
+    quantized = [n for n in layers if n["weight_bits"] < 16 and n["act_bits"] < 16 and not n["group"]]
 
     def share(what: str) -> float:
         return 100 * sum(layer[what] for layer in quantized) / max(1, sum(layer[what] for layer in layers))

@@ -3,7 +3,7 @@
 The parameter p itself is binary (+-s); the latent weight u lives in the optimizer's STATE, so that saving and
 resuming keep it. With g the gradient at p, m momentum and theta the threshold, one step does
 
-    m = momentum * m + g + weight_decay * p
+    m = momentum * m + g + weight_decay * p + pull * (u - s sign(u))
     u = u - lr * m                         s = mean |u|   (per output channel or per tensor)
     h = sign(u)     where sign(u) equals the old sign, or |u| >= theta
     h = old sign    else ("loop"), or p = u itself for this one step ("one-step")
@@ -33,6 +33,7 @@ class HysteresisSGD(Optimizer):
         threshold: theta >= 0, in latent units, or in units of s with `relative=True`.
         mode: "loop" or "one-step".
         per_channel: one s per output channel (dim 0) instead of per tensor.
+        pull: weight regularization towards +-s, the gradient of pull / 2 * sum (|u| - s)^2 with s held fixed.
 
     State per binary parameter: `latent` and `momentum_buffer`, both the parameter's shape; `old_sign` is the sign of
     the parameter that the last forward saw.
@@ -49,6 +50,7 @@ class HysteresisSGD(Optimizer):
         relative: bool = False,
         mode: str = "loop",
         per_channel: bool = True,
+        pull: float = 0.0,
     ) -> None:
         if mode not in ("loop", "one-step"):
             raise ValueError(f"mode must be 'loop' or 'one-step', got {mode!r}")
@@ -56,7 +58,7 @@ class HysteresisSGD(Optimizer):
             raise ValueError(f"threshold must be at least 0, got {threshold}")
         defaults = {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "binary": False,
-            "threshold": threshold, "relative": relative, "mode": mode, "per_channel": per_channel,
+            "threshold": threshold, "relative": relative, "mode": mode, "per_channel": per_channel, "pull": pull,
         }  # fmt: skip
         super().__init__(params, defaults)
 
@@ -86,6 +88,9 @@ class HysteresisSGD(Optimizer):
                     continue
                 buffer = self.state[p]["momentum_buffer"]
                 buffer.mul_(group["momentum"]).add_(p.grad + group["weight_decay"] * p)
+                if group["binary"] and group["pull"]:
+                    latent = self.state[p]["latent"]
+                    buffer.add_(group["pull"] * (latent - _sign(latent) * _scale(latent, group["per_channel"])))
                 if group["binary"]:
                     _hysteresis(p, buffer, self.state[p], group)
                 else:

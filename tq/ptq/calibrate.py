@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +56,8 @@ def calibrate(
         if isinstance(w, LearnedWeight):
             # clipping weights of 4 bits and more costs more than it saves, fewer bits cannot do without it (LOG.md)
             method = ("minmax" if w.bits >= 4 else "mse") if weight_range == "auto" else weight_range
-            w.set_step(
-                weight_scale(layer.weight, w.bits, method=method, percentile=percentile, per_channel=w.per_channel)
-            )
+            kind: dict[str, Any] = {"per_channel": w.per_channel, "group": w.group}
+            w.set_step(weight_scale(layer.weight, w.bits, method=method, percentile=percentile, **kind))
 
 
 def _range(q: ActQuantizer, seen: Histogram, method: str, percentile: float, symmetric: bool) -> tuple[float, int]:

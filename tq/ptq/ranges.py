@@ -1,7 +1,7 @@
 """From a distribution to a quantizer's range: min-max, percentile, least squared error, or least KL divergence.
 
 Inputs are seen once, as a stream; what is kept is a histogram of fixed size, so memory does not grow with the number
-of images. Weights are at hand as a whole and are searched directly, one scale per output channel or per tensor.
+of images. Weights are at hand as a whole and are searched directly, one scale per output channel, tensor or group.
 
 | method | the range ends at | source |
 | --- | --- | --- |
@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from tq.quantizers import weight_range
+from tq.quantizers import by_group, weight_range
 
 ACT_METHODS = ("minmax", "percentile", "mse", "entropy")
 WEIGHT_METHODS = ("minmax", "percentile", "mse", "lp")
@@ -155,10 +155,20 @@ def entropy_threshold(counts: Tensor, levels: int) -> float:
 
 @torch.no_grad()
 def weight_scale(
-    weight: Tensor, bits: int, *, method: str, percentile: float = 99.99, per_channel: bool = True
+    weight: Tensor, bits: int, *, method: str, percentile: float = 99.99, per_channel: bool = True, group: int = 0
 ) -> Tensor:
-    """Scales [O] (or [1]) of a weight [O, ...], float32. One bit: the mean magnitude, the least squares one."""
-    rows = weight.detach().float().flatten(1) if per_channel else weight.detach().float().flatten()[None]
+    """Scales [O] (per tensor [1], groups [O, ceil(K / group)]) of a weight [O, ...], float32.
+
+    One bit: the mean magnitude, the least squares one. Raises ValueError for an unknown method.
+    """
+    weight = weight.detach().float()
+    if group:
+        return by_group(weight, group, lambda rows: _row_scales(rows, bits, method, percentile))
+    return _row_scales(weight.flatten(1) if per_channel else weight.flatten()[None], bits, method, percentile)
+
+
+def _row_scales(rows: Tensor, bits: int, method: str, percentile: float) -> Tensor:
+    """Scales [R] of weights [R, n]."""
     if bits == 1:
         return rows.abs().mean(1)
     qmin, qmax = weight_range(bits)

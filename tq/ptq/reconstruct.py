@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tq.layers import QuantConv2d, QuantLayer
-from tq.quantizers import PACT, LearnedStep, LearnedWeight
+from tq.quantizers import PACT, LearnedStep, LearnedWeight, per_weight
 
 _GAMMA, _ZETA = -0.1, 1.1
 _BETAS = (20.0, 2.0)
@@ -145,7 +145,7 @@ class SoftLayer(nn.Module):
         scale, bias = layer.folded()
         self.scale = scale.detach()
         # without a batch normalization there is no place for a gain
-        self.gain = nn.Parameter(torch.ones_like(self.scale), requires_grad=layer.bn is not None)
+        self.gain = nn.Parameter(torch.ones_like(bias), requires_grad=layer.bn is not None)
         self.bias = nn.Parameter(bias.detach().clone())
         self.in_step = nn.Parameter(torch.ones((), device=scale.device))
         self.learns_step = isinstance(layer.input_quantizer, LearnedStep | PACT)
@@ -153,7 +153,7 @@ class SoftLayer(nn.Module):
         self.rounder: Rectified | StraightThrough | None = None
         weights = layer.weight_quantizer
         if isinstance(weights, LearnedWeight) and weights.bits > 1:
-            step = weights(layer.weight)[1].detach().view(-1, *[1] * (layer.weight.ndim - 1))
+            step = per_weight(weights(layer.weight)[1].detach(), layer.weight)
             self.rounder = ROUNDERS[rates.rounder](layer.weight.detach() / step, weights.qmin, weights.qmax)
 
     def codes(self, *, hard: bool = False) -> Tensor:
@@ -161,7 +161,7 @@ class SoftLayer(nn.Module):
         return self.fixed if self.rounder is None else self.rounder.codes(hard=hard)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.codes() * (self.scale * self.gain).view(-1, *[1] * (self.fixed.ndim - 1))
+        weight = self.codes() * (per_weight(self.scale, self.fixed) * per_weight(self.gain, self.fixed))
         layer, x = self.layer[0], self._inputs(x)
         if isinstance(layer, QuantConv2d):
             return F.conv2d(x, weight, self.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
@@ -187,7 +187,7 @@ class SoftLayer(nn.Module):
         if self.rounder is not None:
             weights, codes = layer.weight_quantizer, self.codes(hard=True)
             assert isinstance(weights, LearnedWeight)
-            layer.weight.data.copy_(codes * weights(layer.weight)[1].view(-1, *[1] * (codes.ndim - 1)))
+            layer.weight.data.copy_(codes * per_weight(weights(layer.weight)[1], codes))
             assert torch.equal(weights(layer.weight)[0], codes)
         if layer.bn is not None:
             layer.bn.weight.mul_(self.gain)

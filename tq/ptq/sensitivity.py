@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from tq.attach import quant_layers
 from tq.hooks import evaluating
 from tq.layers import QuantLayer, channels_last
 from tq.ptq.ranges import weight_scale
-from tq.quantizers import LearnedWeight
+from tq.quantizers import LearnedWeight, per_weight
 from tq.traced import Unreadable, trace
 
 BITS = (1, 2, 4, 8)
@@ -74,7 +75,11 @@ class Probe:
             raise ValueError(f"{type(model).__name__} has no layer with quantized weights; call tq.attach first")
         self._method, self._percentile = weight_range, percentile
         # asked now: while the weights are float the layers have no quantizer
-        self._per_channel = {n: q.per_channel for n, layer in self.layers.items() if (q := layer.weight_quantizer)}
+        self._kinds: dict[str, dict[str, Any]] = {
+            n: {"per_channel": q.per_channel, "group": q.group}
+            for n, layer in self.layers.items()
+            if (q := layer.weight_quantizer)
+        }
         self._weights: dict[tuple[str, int], Tensor] = {}
         self.total = sum(len(x) for x in self.images)
         with self._float(inputs=True):
@@ -100,13 +105,11 @@ class Probe:
     def quantized(self, name: str, bits: int) -> Tensor:
         """codes * scale of one layer at `bits`, in the layout and shape of its weight; computed once."""
         if (name, bits) not in self._weights:
-            weight, per_channel = self.layers[name].weight.detach(), self._per_channel[name]
-            quantizer = LearnedWeight(bits, weight, per_channel=per_channel)
-            quantizer.set_step(
-                weight_scale(weight, bits, method=self._method, percentile=self._percentile, per_channel=per_channel)
-            )
+            weight, kind = self.layers[name].weight.detach(), self._kinds[name]
+            quantizer = LearnedWeight(bits, weight, **kind)
+            quantizer.set_step(weight_scale(weight, bits, method=self._method, percentile=self._percentile, **kind))
             codes, scale = quantizer(weight)
-            value = (codes * scale.view(-1, *[1] * (weight.ndim - 1))).detach()
+            value = (codes * per_weight(scale, codes)).detach()
             self._weights[name, bits] = channels_last(value)
         return self._weights[name, bits]
 
