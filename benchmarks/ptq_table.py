@@ -2,6 +2,7 @@
 
     python benchmarks/ptq_table.py resnet20.th --model resnet20-a --mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 \\
         --dataset imagefolder --data DIR --out benchmarks/results/ptq_resnet20_a.json
+    python benchmarks/ptq_table.py float.safetensors --dataset mnist --data DIR        # a file of `tq train`
 
 Every row of ours is `tq quantize` run as a user would, once for each seed of the calibration images, its accuracy that
 of the packed file read back, on the whole test split. A result that --out already holds is not run again.
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tq import data, peers
+from tq.checkpoint import read_info
 from tq.describe import model_args
 from tq.evaluate import evaluate
 from tq.layers import channels_last
@@ -124,16 +126,20 @@ def _table(found: dict[str, Any], rows: list[str]) -> Table:
 def _flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", help="with --mean and --std: for a file that does not name them itself")
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--mean", type=float, nargs="+", required=True)
-    parser.add_argument("--std", type=float, nargs="+", required=True)
+    parser.add_argument("--mean", type=float, nargs="+")
+    parser.add_argument("--std", type=float, nargs="+")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), help="'SCHEME EFFORT' each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--peers", nargs="*", default=["onnxruntime", "openvino"])
     parser.add_argument("--out", type=Path, help="JSON; what it holds already is kept")
-    return parser.parse_args()
+    flags = parser.parse_args()
+    if not (flags.model and flags.mean and flags.std):
+        info = read_info(flags.file)
+        flags.model, flags.mean, flags.std = info.model["name"], info.data["mean"], info.data["std"]
+    return flags
 
 
 if __name__ == "__main__":
