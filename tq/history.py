@@ -177,7 +177,7 @@ class History:
 
     def _on_step(self, event: Event) -> None:
         get = event.get
-        point = Point(*[number(get(key)) for key in _STEP_FIELDS])
+        point = Point._make([*[number(get(key)) for key in _STEP_FIELDS], 1])
         if not math.isfinite(point.step):
             return
         self._add(point)
