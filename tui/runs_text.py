@@ -20,7 +20,7 @@ def counts(snapshot: Snapshot, shown: int, marked: int) -> Content:
     """◆ 2 marked   ● 1 running   3 of 12 runs"""
     live, n = len(snapshot.live), len(snapshot.runs)
     count = f"{shown} of {n} runs" if shown != n else f"{n} run{'s' * (n != 1)}"
-    parts = [(f"● {live} running", "$primary" if live else "$muted"), f"   {count} "]
+    parts: list[str | tuple[str, str]] = [(f"● {live} running", "$primary" if live else "$muted"), f"   {count} "]
     if marked:
         parts.insert(0, (f"◆ {marked} marked   ", "$accent"))
     return Content.assemble(*parts)
