@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tq import data, peers
+from tq.describe import model_args
 from tq.evaluate import evaluate
 from tq.layers import channels_last
 from tq.models import build, load_into, weights_from
-from tq.train import model_args
 
 ROWS = ("w8a8 fast", "w4a8 default", "w4a4 default", "w2a8 best")
 

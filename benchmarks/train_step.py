@@ -26,10 +26,10 @@ from torch import Tensor
 from tq.attach import attach, to_channels_last
 from tq.config import TrainConfig
 from tq.layers import channels_last
+from tq.machine import pick_device
 from tq.models import build
 from tq.ptq.calibrate import calibrate
 from tq.step import TrainStep, make_optimizer
-from tq.train import pick_device
 
 GOAL = 1.25
 CHECK_STEPS = 6

@@ -263,6 +263,29 @@ def test_load_bad_tensors(file: Path, change: Callable[[dict[str, Tensor]], None
     assert hint in refused(file)
 
 
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda t: t["tq.layers"][0, 9].fill_(2), "layer conv2 has the codebook 2"),
+        (lambda t: t["tq.layers"][1, 8].fill_(7), "where a 0 is expected"),
+        (lambda t: t["tq.layers"][:, 9].fill_(0), "is described as w3a8"),
+        (lambda t: t["tq.layers"][0, 0].fill_(9), "is described as inq9a8"),
+        (lambda t: t["tq.layers"][0, 0].fill_(5), "is described as inq5a8"),
+        (lambda t: t["tq.layers"][0, 0].fill_(1), "is described as inq1a8"),
+        (lambda t: t.update({"tq.layers": t["tq.layers"][:, :8].clone()}), "is described as w3a8"),
+        (lambda t: t.update({"tq.layers": t["tq.layers"][:, :9].clone()}), "must be int32 [L, 8] or [L, 10]"),
+        (lambda t: t["fc2.weight_packed"][0].fill_(0xFF), "layer fc2 cannot be used: expected codes of 0 and +-2^i"),
+    ],
+)
+def test_load_bad_tables_of_powers_of_two(
+    quantized: Make, tmp_path: Path, change: Callable[[dict[str, Tensor]], None], hint: str
+) -> None:
+    file = tmp_path / "model.safetensors"
+    save(quantized("lenet", "inq3a8"), file, INFO)
+    changed_tensors(file, change)
+    assert hint in refused(file)
+
+
 @pytest.mark.parametrize("name", ["cnn", "odd", "branch"])
 def test_load_into_another_model(file: Path, network: Make, name: str) -> None:
     assert "another model's file" in refused(file, model=network(name))

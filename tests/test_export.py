@@ -45,6 +45,10 @@ CASES = [
     ("odd", "w1a1", "same"),
     ("odd", "w2a16", "8"),
     ("odd", "w16a4", "8"),
+    ("odd", "inq2", "same"),
+    ("odd", "inq4a8", "same"),
+    ("cnn", "inq5a8", "8"),
+    ("lenet", "inq8", "8"),
 ]
 
 
@@ -87,6 +91,22 @@ def test_weights_are_the_integers_of_the_file(quantized: Make, images: Images) -
             ours = codes * layer.weight_scale.numpy().reshape(-1, *[1] * (codes.ndim - 1))
             assert (np.abs(stored) == np.abs(codes)).all()
             assert (stored * (scale * sign).reshape(-1, *[1] * (codes.ndim - 1)) == ours).all()
+
+
+@pytest.mark.parametrize("scheme", ["inq2", "inq3a8", "inq4", "inq5a8", "inq8"])
+def test_powers_of_two_are_those_of_the_file(quantized: Make, images: Images, scheme: str) -> None:
+    packed = tq.convert(quantized("cnn", scheme, first_last="same"))
+    for held in ("int8", "int4"):
+        constants = {
+            c.name: onnx.numpy_helper.to_array(c) for c in build(packed, images("cnn", 2), held).graph.initializer
+        }
+        for name, layer in packed_layers(packed).items():
+            weight = constants[f"{name}.weight"]
+            assert (weight.dtype == np.int8) == (scheme[:4] in ("inq2", "inq3", "inq4"))
+            columns = (-1, *[1] * (weight.ndim - 1))
+            if weight.dtype == np.int8:
+                weight = weight * constants[f"{name}.weight_scale"].reshape(columns)
+            assert (weight == layer.codes().numpy() * layer.weight_scale.numpy().reshape(columns)).all()
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tq import machine
 from tq.cli import main
 from tq.config import KernelBenchConfig
 from tq.kernels import ours as kernel_ours
@@ -145,7 +146,7 @@ def test_packages_that_are_missing_say_so() -> None:
     peer = kernel_peers._package(problem, layer, "nosuchpackage int8", 8, "bf16", torch.bfloat16, quiet)
     with pytest.raises(ModuleNotFoundError) as error:
         peer.make()
-    assert kernel_bench._reason(error.value) == "not installed"
+    assert machine.reason(error.value) == "not installed"
 
 
 def test_ctrl_c_keeps_what_was_measured(

@@ -22,7 +22,7 @@ from tq.ptq.allocate import Point, allocate, pins, smallest_within, thinned
 from tq.ptq.calibrate import calibrate
 from tq.ptq.knapsack import Front, Option
 from tq.ptq.ranges import weight_scale
-from tq.ptq.sensitivity import Probe, Sensitivity, sensitivity
+from tq.ptq.sensitivity import Probe, Sensitivity
 from tq.quantizers import LearnedWeight
 
 WIDTHS = (1, 2, 4, 8)
@@ -188,7 +188,7 @@ def test_sensitivity_is_that_of_the_evaluation_form(
     before = {k: v.clone() for k, v in model.state_dict().items()}
     chosen = dict.fromkeys([*list(quant_layers(model))[:2], list(quant_layers(model))[-1]], (1, 4))
     steps: list[tuple[int, int]] = []
-    rows = sensitivity(model, batches, bits=chosen, on_step=lambda done, of: steps.append((done, of)))
+    rows = Probe(model, batches).rows(chosen, lambda done, of: steps.append((done, of)))
     assert steps == [(i + 1, 12) for i in range(12)]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert [(r.layer, r.bits) for r in rows] == [(n, b) for n in chosen for b in (1, 4)]
@@ -230,9 +230,9 @@ def test_probe_measures_combinations(quantized: Factory, network: Factory, image
 
 def test_sensitivity_errors(network: Factory, quantized: Factory, images: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match="at least one calibration image"):
-        sensitivity(quantized("cnn", "w4a8"), [])
+        Probe(quantized("cnn", "w4a8"), [])
     with pytest.raises(ValueError, match="no layer with quantized weights"):
-        sensitivity(network("cnn"), [images("cnn")])
+        Probe(network("cnn"), [images("cnn")])
 
 
 @pytest.mark.parametrize(
@@ -256,17 +256,14 @@ def test_parse_size_errors(text: str, message: str) -> None:
 
 def test_plot_front(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    front = [(50_000.0, 1.0), (90_000.0, 0.1), (150_000.0, 0.01)]
+    front, chosen = [(50_000.0, 1.0), (90_000.0, 0.1), (150_000.0, 0.01)], (90_000, 1.5)
     files = [
-        plot_front(
-            tmp_path / name, predicted=front, measured=[(50_000, 9.0), (90_000, 1.5)], chosen=(90_000, 1.5),
-            uniform=[("w4a8", 140_000, 2.0)], target_bytes=100_000,
-        ).read_bytes()
+        plot_front(tmp_path / name, predicted=front, chosen=chosen, target_bytes=100_000).read_bytes()
         for name in ("a.svg", "b.svg")
-    ]  # fmt: skip
-    assert files[0] == files[1] and b"w4a8" in files[0] and b"predicted loss" in files[0]
-    assert plot_front(tmp_path / "c.png", predicted=front).stat().st_size > 1000
+    ]
+    assert files[0] == files[1] and b"predicted loss" in files[0] and b"top-1 error of the file" in files[0]
+    assert plot_front(tmp_path / "c.png", predicted=front, chosen=chosen).stat().st_size > 1000
     with pytest.raises(ValueError, match=r"must end in \.png"):
-        plot_front(tmp_path / "a.gif", predicted=front)
+        plot_front(tmp_path / "a.gif", predicted=front, chosen=chosen)
     with pytest.raises(ValueError, match="no point to plot"):
-        plot_front(tmp_path / "a.svg", predicted=[])
+        plot_front(tmp_path / "a.svg", predicted=[], chosen=chosen)

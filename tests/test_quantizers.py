@@ -8,11 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tq
+from tq.attach import quant_layers
+from tq.ptq.calibrate import calibrate
 from tq.quantizers import (
     ACT_QUANTIZERS,
     PACT,
     ActQuantizer,
     Clip,
+    LearnedOffset,
     LearnedStep,
     LearnedWeight,
     ScaledSign,
@@ -205,3 +209,58 @@ def test_all_zero_weights_stay_finite(bits: int) -> None:
         codes, scale = quantizer(weight)
         (codes * scale[:, None]).sum().backward()
         assert codes.isfinite().all() and scale.isfinite().all() and weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_learned_offset_gradients(bits: int) -> None:
+    """LSQ+ (arXiv 2004.09576), the derivatives after eq. 6, with each input's share written out."""
+    quantizer = LearnedOffset(bits, signed=True)
+    quantizer.set_range(0.3, 1)
+    with torch.no_grad():
+        quantizer.offset += 0.2
+    assert quantizer.zero_point == 1
+    x = torch.linspace(-50, 50, 401).view(1, -1).mul(0.02 if bits == 2 else 1.0).requires_grad_()
+    upstream = torch.rand(1, 401, generator=torch.Generator().manual_seed(bits))
+    codes, step = quantizer(x)
+    assert torch.equal(codes.detach(), quantizer.codes(x.detach()))
+    (codes * step * upstream).sum().backward()
+    low, high = quantizer.qmin - 1, quantizer.qmax - 1
+    by_step = by_offset = 0.0
+    for value, g in zip(x.detach().flatten().tolist(), upstream.flatten().tolist(), strict=True):
+        scaled = float(torch.tensor(value) * torch.tensor(0.3).reciprocal())
+        if scaled < low or scaled > high:
+            by_step += g * (low if scaled < low else high)
+            by_offset -= g * 0.3
+        else:
+            by_step += g * (float(torch.tensor(scaled).round()) - scaled)
+    factor = (401 * quantizer.qmax) ** -0.5
+    assert float(quantizer.step.grad) == pytest.approx(by_step * factor, rel=1e-4)  # type: ignore[arg-type]
+    assert float(quantizer.offset.grad) == pytest.approx(by_offset * factor, rel=1e-4)  # type: ignore[arg-type]
+    inside = (x.detach() / 0.3 > low + 1e-3) & (x.detach() / 0.3 < high - 1e-3)
+    assert torch.allclose(x.grad[inside], upstream[inside])  # type: ignore[index]
+
+
+def test_learned_offset_is_packed_and_learned() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardswish(), nn.Conv2d(4, 5, 3))
+    tq.attach(model, "w4a4", first_last="same", act_quantizer="lsq+")
+    calibrate(model, [torch.randn(8, 3, 8, 8) + 1])
+    before = {name: layer.input_quantizer.zero_point for name, layer in quant_layers(model).items()}
+    assert all(before.values()), "shifted inputs need a zero point"
+    offsets = [p for name, p in model.named_parameters() if name.endswith("offset")]
+    optimizer = torch.optim.SGD(offsets, lr=300.0)
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(torch.randn(8, 3, 8, 8) - 1).square().mean().backward()
+        optimizer.step()
+    after = {name: layer.input_quantizer.zero_point for name, layer in quant_layers(model).items()}
+    assert after != before
+    other = tq.attach(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardswish(), nn.Conv2d(4, 5, 3)),
+        "w4a4", first_last="same", act_quantizer="lsq+",
+    )  # fmt: skip
+    other.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(tq.convert(model)(x), other.eval()(x)) and torch.equal(model.eval()(x), other(x))
+    unsigned = LearnedOffset(4, signed=False)
+    assert unsigned.zero_point == 0 and not unsigned.offset.requires_grad

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tq import events, queue, runs
+from tq import cli, events, queue, queue_runner, runs
 
 # Stands in for `tq`: `train HOW ... --run-dir P | --resume P`, and `queue work --runs R --device D`. HOW: ok ends at
 # once, error fails, refuse never begins, wait ends when it is told to stop or resumed.
@@ -369,7 +370,7 @@ def test_stopped_runs_are_resumed_through_the_queue(root: Path, tq: list[str]) -
 def test_an_entry_that_is_cancelled_just_before_its_start_leaves_no_directory(root: Path, tq: list[str]) -> None:
     entry = add(root, "ok")
     queue.cancel(root, entry.id)
-    assert queue._begin(root, entry, tq) is None
+    assert queue_runner._begin(root, entry, tq) is None
     assert runs.list_runs(root) == []
     assert [p.name for p in root.iterdir()] == ["queue"]
 
@@ -382,7 +383,79 @@ def test_a_runner_that_cannot_start_says_why(root: Path) -> None:
 
 def test_an_empty_queue_needs_no_runner(root: Path, tq: list[str]) -> None:
     queue.work(root, "cpu", command=tq)
-    assert queue.start_runner(root, "cpu", command=tq) is None or not working(root)
+    queue.start_runner(root, "cpu", command=tq)
+    until(lambda: not working(root))
+    assert runs.list_runs(root) == []
+
+
+# --- the command ---
+
+
+def test_the_command_adds_lists_moves_and_cancels(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[str] = []
+    monkeypatch.setattr(queue, "start_runner", lambda root, device, **_: started.append(device))
+
+    def tq(*argv: str) -> str:
+        assert cli.main([*argv, "--runs", str(root)]) == 0
+        return capsys.readouterr().out
+
+    added = tq(
+        "train", "--queue", "--scheme", "w4a4", "--no-augment", "--milestones", ".5", "--device", "cpu", "--json"
+    )
+    entry = queue.find(root, json.loads(added)["entry"])
+    settings = ["--scheme", "w4a4", "--milestones", "0.5", "--no-augment", "--device", "cpu"]
+    assert entry.argv == ("train", "--show", "progress", *settings)
+    assert (entry.name, entry.cwd, started) == ("resnet20-w4a4", os.getcwd(), ["cpu"])
+    assert "resnet20-w8a8 waits for cpu" in tq("train", "--queue", "--scheme", "w8a8", "--device", "cpu")
+    with runs.create(root, name="old", argv=[], config={"device": "cpu"}, seed=0, versions={}, device="cpu") as stopped:
+        stopped.log.emit("end", status="stopped")
+    assert f"run {stopped.id} waits for cpu" in tq("queue", "add", stopped.id)
+    assert "is number 1" in tq("queue", "move", stopped.id, "1")
+    listed = json.loads(tq("queue", "--json"))
+    assert [e["name"] for e in listed["entries"]] == ["old", "resnet20-w4a4", "resnet20-w8a8"]
+    assert listed["runners"] == [{"device": "cpu", "working": False, "pid": None, "waiting": 3}]
+    assert "nobody works on cpu" in tq("queue")
+    tq("queue", "cancel", entry.id, stopped.id)
+    assert names(root) == ["resnet20-w8a8"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["queue", "cancel"], "needs an entry"),
+        (["queue", "add"], "needs a run"),
+        (["queue", "add", "last"], "no runs in"),
+        (["queue", "cancel", "x"], "the queue of .* is empty"),
+        (["queue", "move", "x"], r"needs an entry and its new place"),
+        (["queue", "move", "x", "0"], r"needs an entry and its new place"),
+        (["queue", "work", "x"], "takes no entry, got 'x'"),
+        (["queue", "stop", "--device", "cpu"], "no runner of cpu is at work"),
+        (["queue", "start", "--device", "tpu"], "unknown device 'tpu'"),
+        (["train", "--queue", "--detach"], "--queue starts the run later; drop --detach"),
+        (["train", "--queue", "--scheme", "w3a3"], "weight bits must be one of"),
+        (["train", "--queue", "--resume", "last"], "no runs in"),
+    ],
+)
+def test_bad_input_is_one_sentence(root: Path, argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*argv, "--runs", str(root)]) == 2
+    error = capsys.readouterr().err
+    assert re.search(said, error)
+    assert error.count("\n") == 1
+    assert queue.entries(root) == []
+
+
+def test_resume_takes_no_other_settings_but_none_are_needed(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(queue, "start_runner", lambda *_, **__: None)
+    with runs.create(root, name="old", argv=[], config={}, seed=0, versions={}, device="cpu") as stopped:
+        stopped.log.emit("end", status="stopped")
+    assert cli.main(["train", "--resume", "last", "--queue", "--lr", "1", "--runs", str(root)]) == 2
+    assert "drop --lr" in capsys.readouterr().err
+    assert cli.main(["train", "--resume", "last", "--queue", "--runs", str(root)]) == 0
+    assert [e.run for e in queue.entries(root)] == [stopped.id]
 
 
 def test_the_module_loads_nothing_heavy() -> None:

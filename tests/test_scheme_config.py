@@ -60,6 +60,17 @@ BAD = [
     (TrainConfig, "resolution", "log", "'log-t'"),
     (TrainConfig, "compensation_kappa", NAN, "at least 0"),
     *[(TrainConfig, "compensation_tau0", value, "from 0 to 1") for value in (-0.1, 1.1, NAN)],
+    *[(TrainConfig, "progressive", (value,), "SCHEME:EPOCHS") for value in ("w4a4", "w4a4:0", "w4a4:x")],
+    *[(TrainConfig, "progressive", (value,), "w<bits>a<bits>") for value in ("float:1", "inq5:1")],
+    (TrainConfig, "progressive", ("w3a3:1",), "weight bits"),
+    *[(TrainConfig, "ema", value, "ema must be") for value in (-0.1, 1.0, NAN)],
+    *[(TrainConfig, "distill", value, "distill must be") for value in (-0.1, 1.1, NAN)],
+    (TrainConfig, "distill_temperature", 0.0, "positive"),
+    (TrainConfig, "norm_batches", -1, "at least 0"),
+    (TrainConfig, "oscillation_freeze", 1.5, "from 0 to 1"),
+    (TrainConfig, "portion_strategy", "larges", "one of pruning, random"),
+    (TrainConfig, "scheme", "inq9", "weight bits must be one of 2, 3"),
+    (TrainConfig, "scheme", "inq6a8", "pass 32-bit sums"),
     (TrainConfig, "hysteresis", -0.1, "at least 0"),
     (TrainConfig, "hysteresis_mode", "lop", "'loop'"),
     *[(TrainConfig, "lr", value, "positive") for value in (0, -1.0, NAN, INF)],
@@ -111,6 +122,21 @@ def test_bad_values(kind: type, key: str, value: Any, hint: str) -> None:
         ({"optimizer": "qtadamw", "resolution": "log-t", "shared_resolution": False}, "of resolution on-demand, but"),
         ({"optimizer": "qtadamw", "compensation_tau0": 0.2}, "of resolution scheduled, but"),
         ({"optimizer": "adamw", "compensation_kappa": 1.0}, "but the optimizer is adamw"),
+        ({"method": "inq", "scheme": "w4a4"}, "got method inq and scheme w4a4"),
+        ({"method": "qat", "scheme": "inq5"}, "got method qat and scheme inq5"),
+        ({"portions": (0.5, 1.0)}, "are of method inq"),
+        ({"scheme": "inq5", "portions": (0.5, 0.4, 1.0)}, "increasing portions"),
+        ({"scheme": "inq5", "portions": (0.5, 0.9)}, "end at 1"),
+        ({"scheme": "inq5", "epochs": 3}, "at least the 4 portions"),
+        ({"scheme": "inq5", "ema": 0.9}, "do not go with method inq"),
+        ({"distill": 0.5}, "needs a float teacher"),
+        ({"distill": 0.5, "scheme": "float", "float_epochs": 1}, "needs --teacher"),
+        ({"teacher": "f.pth"}, "only with --distill"),
+        ({"weight_regularization": 0.1, "scheme": "w2a2"}, "one-bit weights"),
+        ({"weight_regularization": 0.1, "optimizer": "hysteresis-sgd"}, "one-bit weights"),
+        ({"ema": 0.9, "optimizer": "hysteresis-sgd"}, "do not go with hysteresis-sgd"),
+        ({"oscillation_freeze": 0.02, "scheme": "w16a4"}, "of quantized weights"),
+        ({"progressive": ("w4a4:1",), "scheme": "float"}, "lead to a quantized scheme"),
     ],
 )
 def test_values_that_do_not_go_together(values: dict[str, Any], hint: str) -> None:
@@ -205,8 +231,10 @@ def test_every_choice_has_a_known_default() -> None:
     for kind in (TrainConfig, QuantizeConfig, BenchConfig):
         for field in kind.__dataclass_fields__.values():
             if words := choices(field):
-                # the resolution is a setting of some optimizers only
-                others = {"optimizer": "qsgd"} if field.name == "resolution" else {}
+                # some settings are of some methods only
+                others = {"resolution": {"optimizer": "qsgd"}, "portion_strategy": {"scheme": "inq5"}}.get(
+                    field.name, {}
+                )
                 assert field.default in words and all(
                     kind(**others | {field.name: word}) for word in words if word != "hysteresis-sgd"
                 )

@@ -17,7 +17,7 @@ from tq.meters import StepMeter
 from tq.optim import QSGD, HysteresisSGD, QtAdamW, Resolution
 from tq.ptq.calibrate import calibrate
 from tq.quantizers import PACT, ScaledSign
-from tq.step import FlipMeter, TrainStep, learning_rate, make_optimizer, resolution_of
+from tq.step import TrainStep, learning_rate, make_optimizer, resolution_of
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "hysteresis-sgd", "qsgd", "qtadam", "qtadamw")
 
@@ -80,7 +80,7 @@ def test_train_step_is_one_graph_and_never_recompiles(
 
     def train(seeds: range) -> None:
         for seed in seeds:
-            lr = learning_rate(config, seed / 20, epochs=2)
+            lr = learning_rate(config, seed / 20, peak=0.05, epochs=2)
             (loss, correct), (wanted, wanted_correct) = (step(*batch(seed), lr) for step in reversed(steps))
             assert loss.ndim == 0 and not loss.requires_grad
             assert (
@@ -174,7 +174,7 @@ def test_make_optimizer_tells_the_quantizers_who_holds_the_weights() -> None:
 
 def test_learning_rate_schedules() -> None:
     cosine, constant = TrainConfig(lr=0.2), TrainConfig(lr=0.2, schedule="constant")
-    rate = partial(learning_rate, epochs=10)
+    rate = partial(learning_rate, peak=0.2, epochs=10)
     assert [rate(cosine, d) for d in (0, 0.5, 1)] == pytest.approx([0.2, 0.1, 0.0])
     assert [rate(constant, d) for d in (0, 0.5, 1)] == [0.2, 0.2, 0.2]
     step = TrainConfig(lr=0.2, schedule="step", milestones=(0.25, 0.5))
@@ -186,24 +186,11 @@ def test_learning_rate_schedules() -> None:
 def test_learning_rate_warms_up_in_a_line(warmup: float, schedule: str) -> None:
     config = TrainConfig(lr=0.2, warmup=warmup, schedule=schedule, milestones=(1.0,))
     share = min(warmup / 10, 1)
-    rates = [learning_rate(config, share * k / 8, epochs=10) for k in range(8)]
+    rates = [learning_rate(config, share * k / 8, peak=0.2, epochs=10) for k in range(8)]
     assert rates[1:] == pytest.approx([0.2 * k / 8 for k in range(1, 8)]) and 0 < rates[0] < 0.001
-    assert all(0 <= learning_rate(config, d / 97, epochs=10) <= 0.2 for d in range(98))
+    assert all(0 <= learning_rate(config, d / 97, peak=0.2, epochs=10) <= 0.2 for d in range(98))
     if share < 1:
-        assert learning_rate(config, share, epochs=10) == pytest.approx(0.2)
-
-
-def test_flip_meter() -> None:
-    model = tiny(TrainConfig(), override=("head=w4a2",))
-    meter = FlipMeter(model)
-    assert meter.total == 5 * 27 + 7 * 45 and meter.measure() == 0
-    with torch.no_grad():
-        model.stem.weight[0].neg_()  # 27 signs
-        model.conv.weight[0, 0].mul_(3.0)  # none
-        model.head.weight.neg_()  # not of one bit
-    assert meter.measure() == pytest.approx(27 / 450)
-    assert meter.measure() == 0
-    assert FlipMeter(tiny(TrainConfig(scheme="w2a2"))).measure() is None
+        assert learning_rate(config, share, peak=0.2, epochs=10) == pytest.approx(0.2)
 
 
 def test_step_meter(monkeypatch: pytest.MonkeyPatch) -> None:

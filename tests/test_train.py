@@ -16,8 +16,9 @@ import torch
 
 from tq import events, runs
 from tq.config import TrainConfig, to_dict
+from tq.resume import read_checkpoint
 from tq.session import execute
-from tq.train import Trainer, read_checkpoint
+from tq.train import Trainer
 
 SMALL = {"model": "cnn", "dataset": "digits", "image_size": 16, "epochs": 2, "compile": False, "lr": 0.02}
 
@@ -72,8 +73,16 @@ def test_the_seed_reproduces_the_weights(tmp_path: Path, change: dict) -> None:
         {"optimizer": "qsgd", "resolution": "scheduled"},
         {"optimizer": "qtadam", "resolution": "log-t", "lr": 0.003},
         {"optimizer": "qtadamw", "shared_resolution": False, "qp": 6, "lr": 0.003},
+        {"scheme": "w2a2", "progressive": ("w8a8:1", "w4a4:1"), "epochs": 1, "distill": 0.5, "lr": None},
+        {"scheme": "w2a4", "ema": 0.9, "oscillation_freeze": 0.015, "norm_batches": 3, "weight_quantizer": "lsq"},
+        {"scheme": "w1a8", "weight_regularization": 0.001, "optimizer": "adamw", "lr": None},
+        {"scheme": "inq4", "portions": (0.5, 1.0), "portion_strategy": "random"},
+        {"scheme": "inq3a8", "portions": (0.6, 1.0), "optimizer": "adamw", "act_quantizer": "lsq+", "lr": 0.002},
     ],
-    ids=["hysteresis", "pact-amp", "qsgd", "qtadam", "qtadamw"],
+    ids=[
+        *("hysteresis", "pact-amp", "qsgd", "qtadam", "qtadamw", "progressive", "averaged", "pulled"),
+        *("inq", "inq-adamw"),
+    ],
 )
 def test_a_stop_in_the_middle_of_an_epoch_changes_nothing(tmp_path: Path, change: dict) -> None:
     config = TrainConfig(**SMALL | change | {"float_epochs": 1, "epochs": 2})
@@ -82,7 +91,7 @@ def test_a_stop_in_the_middle_of_an_epoch_changes_nothing(tmp_path: Path, change
     _, broken = trained(tmp_path, config, stop_after=4)
     assert read_checkpoint(broken / "checkpoint.pt")["position"]["batch"] == 5
     _, broken = trained(tmp_path, config, stop_after=20, resume=broken)
-    assert read_checkpoint(broken / "checkpoint.pt")["position"]["stage"] == 1
+    assert read_checkpoint(broken / "checkpoint.pt")["position"]["stage"] >= 1
     again, broken = trained(tmp_path, config, resume=broken)
     assert (path / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
     assert again["packed_accuracy"] == whole["packed_accuracy"]
@@ -116,6 +125,29 @@ def test_the_log_of_a_rising_resolution(tmp_path: Path) -> None:
     assert sorted(e["p_mean"] for e in steps) == [e["p_mean"] for e in steps]
     assert steps[-1]["p_mean"] > 2
     assert summary["trained_accuracy"] > 50
+
+
+def test_inq_says_its_portion_and_warns_of_untrained_weights(tmp_path: Path) -> None:
+    config = TrainConfig(**SMALL | {"scheme": "inq5", "portions": (0.25, 0.5, 1.0), "epochs": 3})
+    summary, path = trained(tmp_path, config)
+    log = events.tail(path / "events.jsonl")[0]
+    alerts = [e["text"] for e in log if e["k"] == "alert"]
+    assert len(alerts) == 1 and "trained weights" in alerts[0] and "--init" in alerts[0]
+    portions = [e["portion"] for e in log if e["k"] == "step"]
+    assert portions == sorted(portions) and {0.25, 0.5, 1.0} == set(portions)
+    assert summary["packed_accuracy"] == summary["trained_accuracy"] and summary["largest_logit_difference"] == 0
+
+
+def test_the_log_of_layers(tmp_path: Path) -> None:
+    config = TrainConfig(**SMALL | {"scheme": "w2a4", "oscillation_freeze": 0.005, "epochs": 2, "lr": 0.05})
+    _, path = trained(tmp_path, config)
+    layers = [e["layers"] for e in events.tail(path / "events.jsonl")[0] if e["k"] == "layers"]
+    assert len(layers) == 2
+    for name in ("conv2", "conv3"):
+        line = layers[-1][name]
+        assert line["bits"] == 2 and line["act_bits"] == 4 and line["scale"] > 0 and line["sqnr_db"] > 0
+        assert 0 < line["flips"] < 1 and 0 <= line["oscillating"] <= 1 and 0 <= line["frozen"] < 1
+    assert any(layers[-1][name]["frozen"] for name in layers[-1])
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(tmp_path: Path) -> None:

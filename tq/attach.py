@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tq.config import parse_override
 from tq.layers import QuantConv2d, QuantLayer, QuantLinear
-from tq.quantizers import ACT_QUANTIZERS, ActQuantizer, LearnedWeight, ScaledSign
+from tq.quantizers import ACT_QUANTIZERS, ActQuantizer, LearnedWeight, PowerOfTwo, ScaledSign, WeightQuantizer
 from tq.scheme import Scheme, did_you_mean
 from tq.sites import Site as Site
 from tq.sites import sites as sites
@@ -20,6 +21,7 @@ from tq.sites import sites as sites
 FIRST_LAST = ("16", "8", "same")
 WEIGHT_QUANTIZERS = ("auto", "scaled-sign", "lsq")
 GRANULARITIES = ("channel", "tensor")
+Quantizers = tuple[WeightQuantizer | None, ActQuantizer | None]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class Coverage:
     shape: tuple[int, ...]
     weight_bits: int
     act_bits: int
+    pow2: bool = False
+
+    @property
+    def scheme(self) -> str:
+        """w4a8, inq5, float, ..."""
+        return str(Scheme(self.weight_bits, self.act_bits, self.pow2))
 
 
 def attach(
@@ -48,11 +56,11 @@ def attach(
 
     Args:
         model: any nn.Module with nn.Conv2d and nn.Linear layers.
-        scheme: "w1a2", "w4a8", ... for every layer but the first and the last.
+        scheme: "w1a2", "w4a8", "inq5", ... for every layer but the first and the last.
         first_last: bits of the first and the last layer: "16" (left alone), "8" or "same".
         override: PATTERN=SCHEME in order, the last match wins.
         stage_act_bits: activation bits of the modules layer1, layer2, ...
-        act_quantizer: "clip", "pact" or "lsq".  weight_quantizer: "auto", "scaled-sign" or "lsq".
+        act_quantizer: "clip", "pact", "lsq" or "lsq+".  weight_quantizer: "auto", "scaled-sign" or "lsq".
         granularity: "channel" or "tensor", of the weight scales.
 
     Raises:
@@ -84,34 +92,69 @@ def attach(
     found = [site for site in found if not plan[site.name].is_float]
     for site in found:
         _check_swap(model, site)
+    make = _maker(act_quantizer, weight_quantizer, granularity)
     for site in found:
-        bits = plan[site.name]
         layer = model.get_submodule(site.name)
         assert isinstance(layer, nn.Conv2d | nn.Linear)
-        weights: ScaledSign | LearnedWeight | None = None
-        if bits.weight_bits < 16:
+        swap(model, site, *make(plan[site.name], layer.weight, unsigned=site.unsigned))
+    return to_channels_last(model)
+
+
+def requantize(model: nn.Module, scheme: str | Scheme, *, like: Iterable[str], **choices: Any) -> nn.Module:
+    """Give an attached network the quantizers of another scheme; weights and batch normalization stay as trained.
+
+    Args:
+        scheme: the new one, of at least the same layers.
+        like: names of all conv and linear layers in order, `[s.name for s in sites(float_network)]`.
+        choices: the keyword arguments of `attach`.
+
+    Raises:
+        ValueError: the scheme leaves a layer float that is quantized, or the other way round.
+    """
+    scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
+    makers = {k: choices.pop(k) for k in ("act_quantizer", "weight_quantizer", "granularity")}
+    plan = plan_bits(list(like), scheme, **choices)
+    layers = quant_layers(model)
+    quantized = {name for name, bits in plan.items() if not bits.is_float}
+    if odd := sorted(quantized ^ layers.keys()):
+        raise ValueError(f"layer {odd[0]} is quantized in one stage and float in another; use one --override for all")
+    make = _maker(**makers)
+    for name, layer in layers.items():
+        layer.weight_quantizer, layer.input_quantizer = make(plan[name], layer.weight, unsigned=layer.unsigned)
+        layer.train(layer.training)
+    return model
+
+
+def _maker(act_quantizer: str, weight_quantizer: str, granularity: str) -> Callable[..., Quantizers]:
+    """How the quantizers of one layer are made from its bits, its weight and whether its inputs are unsigned."""
+    per_channel = granularity == "channel"
+
+    def make(bits: Scheme, weight: Tensor, *, unsigned: bool) -> Quantizers:
+        weights: WeightQuantizer | None = None
+        if bits.pow2:
+            weights = PowerOfTwo(bits.weight_bits, weight)
+        elif bits.weight_bits < 16:
             learned = weight_quantizer == "lsq" or bits.weight_bits > 1
-            per_channel = granularity == "channel"
             weights = (
-                LearnedWeight(bits.weight_bits, layer.weight, per_channel=per_channel)
+                LearnedWeight(bits.weight_bits, weight, per_channel=per_channel)
                 if learned
                 else ScaledSign(per_channel=per_channel)
             )
         inputs = None
         if bits.act_bits < 16:
-            inputs = ACT_QUANTIZERS[act_quantizer](bits.act_bits, signed=not site.unsigned).to(layer.weight.device)
-        swap(model, site, weights, inputs)
-    return to_channels_last(model)
+            inputs = ACT_QUANTIZERS[act_quantizer](bits.act_bits, signed=not unsigned).to(weight.device)
+        return weights, inputs
+
+    return make
 
 
-def swap(
-    model: nn.Module, site: Site, weights: ScaledSign | LearnedWeight | None, inputs: nn.Module | None
-) -> QuantLayer:
+def swap(model: nn.Module, site: Site, weights: WeightQuantizer | None, inputs: ActQuantizer | None) -> QuantLayer:
     """Put the quantized form of one layer into the network; its batch normalization moves into it."""
     layer = model.get_submodule(site.name)
     bn = model.get_submodule(site.bn) if site.bn else None
     kind = QuantConv2d if isinstance(layer, nn.Conv2d) else QuantLinear
     new = kind.from_float(layer, weight_quantizer=weights, input_quantizer=inputs, bn=bn)  # type: ignore[arg-type]
+    new.unsigned = site.unsigned
     new.train(layer.training)
     model.set_submodule(site.name, new)
     if site.bn:
@@ -133,11 +176,12 @@ def plan_bits(
         members = [n for n in names if re.search(rf"(^|\.)layer{stage}\.", n)]
         if not members:
             raise ValueError(f"stage_act_bits gives {len(stage_act_bits)} stages, but the network has no layer{stage}")
-        plan.update(dict.fromkeys(members, Scheme(scheme.weight_bits, bits)))
+        plan.update(dict.fromkeys(members, Scheme(scheme.weight_bits, bits, scheme.pow2)))
     if first_last != "same":
         bits_of_ends = 8 if first_last == "8" else 16
         # what the scheme leaves float everywhere stays float at the ends too
-        ends = Scheme(*(16 if bits == 16 else bits_of_ends for bits in (scheme.weight_bits, scheme.act_bits)))
+        weights, inputs = (16 if bits == 16 else bits_of_ends for bits in (scheme.weight_bits, scheme.act_bits))
+        ends = Scheme(weights, inputs)
         plan[names[0]] = plan[names[-1]] = ends
     for rule in override:
         pattern, bits_of = parse_override(rule)
@@ -161,9 +205,11 @@ def coverage(model: nn.Module) -> list[Coverage]:
     lines: list[Coverage] = []
     for name, m in model.named_modules():
         if isinstance(m, nn.Conv2d | nn.Linear):
-            w = m.weight_quantizer.bits if isinstance(m, QuantLayer) and m.weight_quantizer is not None else 16
+            quantizer = m.weight_quantizer if isinstance(m, QuantLayer) else None
+            w, pow2 = 16 if quantizer is None else quantizer.bits, isinstance(quantizer, PowerOfTwo)
             a = m.input_quantizer.bits if isinstance(m, QuantLayer) and m.input_quantizer is not None else 16
-            lines.append(Coverage(name, "conv" if isinstance(m, nn.Conv2d) else "linear", tuple(m.weight.shape), w, a))
+            kind = "conv" if isinstance(m, nn.Conv2d) else "linear"
+            lines.append(Coverage(name, kind, tuple(m.weight.shape), w, a, pow2))
             continue
         # a transposed convolution, an embedding, a parameter for torch.nn.functional.conv2d: always float
         lines += [
@@ -175,7 +221,7 @@ def coverage(model: nn.Module) -> list[Coverage]:
                 16,
             )
             for key, p in m.named_parameters(recurse=False)
-            if p.ndim > 1 and not isinstance(m, ActQuantizer | LearnedWeight | ScaledSign)
+            if p.ndim > 1 and not isinstance(m, ActQuantizer | WeightQuantizer)
         ]
     return lines
 

@@ -26,13 +26,13 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from tq import checkpoint, data
+from tq import checkpoint, data, machine
 from tq.config import BenchConfig
 from tq.contenders import REFERENCE, Contender, contenders
 from tq.evaluate import largest_difference
 from tq.file_format import Info
 from tq.layers import channels_last
-from tq.train import pick_device
+from tq.machine import pick_device
 
 ACCURACY_IMAGES = 1000
 """accuracy is measured on the first so many test images"""
@@ -86,9 +86,7 @@ def bench(path: str | Path, config: BenchConfig, *, notify: Notify) -> dict[str,
             rows = _results(checked, size) + rows
     account = checkpoint.inspect(path)
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
+        **machine.about(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "file": str(path),
         "bytes": account.file_bytes,
@@ -156,7 +154,7 @@ def _check(contenders: list[Contender], reference: Callable[[Tensor], Tensor], i
         try:
             got = logits[contender.name] = _logits(contender.call, images, size)
         except Exception as error:  # a compiler fails in many ways
-            contender.problem = row.error = _reason(error)
+            contender.problem = row.error = machine.reason(error)
             continue
         row.checked, row.error = _judge(got, logits.get(contender.like), contender)
         if row.error:
@@ -260,18 +258,3 @@ def _results(rows: list[_Row], size: int) -> list[dict[str, Any]]:
             }
         )
     return results
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if any("compiler found" in line or "InvalidCxxCompiler" in line for line in [*lines, type(error).__name__]):
-        return "not run: torch.compile found no working C++ compiler; install g++ or clang"
-    return f"not run: {type(error).__name__}: {lines[0] if lines else 'no reason given'}"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

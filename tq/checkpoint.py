@@ -23,12 +23,12 @@ from tq.file_format import (
     Info,
     entries_of,
     first_line,
-    format_row,
     formats_of,
     header_bytes,
     info_of,
     metadata_of,
     read,
+    table_of,
 )
 from tq.models import BUILDERS, build
 from tq.packed import Format, format_of, make_packed, packed_layers
@@ -135,8 +135,7 @@ def inspect(path: str | Path) -> Account:
     rows, theoretical = [], 0.0
     for name, (dtype, shape, size) in sorted(entries.items()):
         form = formats.get(name.removesuffix(PACKED))
-        bits = f"w{form.weight_bits}a{form.act_bits}" if form else dtype.lower()
-        rows.append(Row(name, bits, form.shape if form else shape, size))
+        rows.append(Row(name, form.name if form else dtype.lower(), form.shape if form else shape, size))
         theoretical += math.prod(form.shape) * form.weight_bits / 8 if form and form.weight_bits < 16 else size
     info = info_of(metadata, path)
     float_bytes = info.metrics.get("float_bytes") or sum(
@@ -178,7 +177,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
         tensors[name + PACKED] = layer.weight_packed.cpu().contiguous()
     if layers:
         all_of = list(layers.values())
-        tensors["tq.layers"] = torch.tensor([format_row(layer.format) for layer in all_of], dtype=torch.int32)
+        tensors["tq.layers"] = table_of({name: layer.format for name, layer in layers.items()})
         tensors["tq.weight_scale"] = torch.cat([layer.weight_scale.cpu() for layer in all_of])
         tensors["tq.bias"] = torch.cat([layer.bias.cpu() for layer in all_of])
         tensors["tq.input_scale"] = torch.stack([layer.input_scale.cpu() for layer in all_of])
@@ -234,5 +233,8 @@ def _fill(model: nn.Module, formats: Mapping[str, Format], tensors: Mapping[str,
         layer.weight_scale.copy_(tensors["tq.weight_scale"][start:end])
         layer.bias.copy_(tensors["tq.bias"][start:end])
         layer.input_scale.copy_(tensors["tq.input_scale"][number])
-        layer.prepare()
+        try:
+            layer.prepare()
+        except ValueError as error:
+            raise ValueError(f"{path}: layer {name} cannot be used: {error}") from None
         start = end

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 from tyro.conf import Positional
 
-from tq.config import BenchConfig, KernelBenchConfig, QuantizeConfig, TrainConfig, from_json, to_dict
+from tq.config import BenchConfig, KernelBenchConfig, QuantizeConfig, TrainConfig, from_json
+from tq.plot import Kind
 
 C = TypeVar("C")
 
@@ -285,15 +288,65 @@ class Queue(Output):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reproduce(Output):
+    """A published comparison: run its recipe with several seeds, resumable, and write the table.
+
+    $ tq reproduce --list
+    $ tq reproduce digits --quick
+    $ tq reproduce qat --quick --dataset imagefolder --data DIR --rows w8a8 w4a4 --out qat.md
+    $ tq reproduce one-bit --data DIR --download --device cuda
+    $ tq reproduce qat --only-report
+    """
+
+    table: Positional[str] = ""
+    """a table of --list, or a recipe of your own, as FILE.json"""
+    quick: bool = False
+    """the version for two CPU cores; else the full schedule, for a GPU"""
+    list: bool = False
+    """show the tables and what each needs"""
+    rows: tuple[str, ...] = ()
+    """only these rows and those that they start from"""
+    seeds: tuple[int, ...] = ()
+    """default: the recipe's"""
+    dataset: str | None = None
+    """in the place of the table's own, e.g. imagefolder"""
+    data: str | None = None
+    """directory that holds the data set"""
+    download: bool = False
+    """fetch the data set into --data when it is not there"""
+    init: Path | None = None
+    """a trained float network that stands in for the float row"""
+    only_report: bool = False
+    """start nothing: the table of the runs that there are"""
+    device: str | None = None
+    """auto, cpu, cuda or cuda:N; default: auto, and finished runs of any device count"""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+    out: Path | None = None
+    """write the table to this file as Markdown, and beside it as JSON; default: into the directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plot(Output):
-    """Loss, accuracy and accuracy against size of runs, as PNG or SVG.
+    """Curves of runs as PNG, SVG or PDF, their error trend as CSV.
 
     $ tq plot --out accuracy-against-size.png
     $ tq plot last --out curve.svg
+    $ tq plot --errors RUN RUN --out errors.png
+    $ tq plot --errors RUN RUN --out errors.csv
     """
 
     names: Positional[tuple[str, ...]] = ()
     """runs: id, path, a piece of the id, or "last"; default: all"""
+    out: Path | None = None
+    """write to this file, in the format of its end: .png, .svg, .pdf, or .csv: a row for each epoch of each run, with
+    errors, losses, learning rate, resolution and portion; default: runs.png"""
+    kind: Kind = "all"
+    """curves: loss and accuracy; errors: test error of every epoch, train error dim, best marked; resolution: of
+    quantized updates; portion: of the weights quantized for good; size: accuracy against packed bytes; all: what the
+    runs have of these, without errors"""
+    errors: bool = False
+    """the same as --kind errors"""
     runs: Path = Path("runs")
     """directory of the runs"""
 
@@ -333,9 +386,11 @@ COMMANDS: dict[str, type[Output]] = {
     "bench": Bench,
     "runs": Runs,
     "queue": Queue,
+    "reproduce": Reproduce,
     "plot": Plot,
     "tui": Tui,
 }
+_NUMBERS = re.compile(r"(?:(--[\w-]+)=)?([\d.]+(?:,[\d.]+)+)")
 _MODULES = {"eval": "evaluate", "predict": "evaluate", "inspect": "evaluate", "plot": "runs", "kernels": "bench"}
 
 
@@ -359,6 +414,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str]) -> Output:
     """The chosen command with its flags; help and syntax errors end the program (codes 0 and 2). Raises ValueError."""
+    # lists of numbers may be written with commas: --portions 0.5,0.75,1
+    argv = [part for before, word in pairwise(["", *argv]) for part in ([word] if before == "--only" else _parts(word))]
     if argv[:2] == ["bench", "kernels"]:
         return tyro.cli(Kernels, prog="tq bench kernels", args=argv[2:])
     if argv[:1] == ["tui"]:
@@ -380,10 +437,17 @@ def parse(argv: list[str]) -> Output:
     )
 
 
+def _parts(word: str) -> list[str]:
+    """0.5,1 -> 0.5 1, --portions=0.5,1 -> --portions 0.5 1, anything else as it is."""
+    if not (match := _NUMBERS.fullmatch(word)):
+        return [word]
+    return [*([match[1]] if match[1] else []), *match[2].split(",")]
+
+
 def explicit(flags: TrainConfig) -> list[str]:
     """Names of the settings that differ from the defaults."""
-    given, default = to_dict(flags), to_dict(TrainConfig())
-    return [name for name, value in default.items() if given[name] != value]
+    # The fields' own defaults: TrainConfig() has already settled what "auto" means.
+    return [f.name for f in dataclasses.fields(TrainConfig) if getattr(flags, f.name) != f.default]
 
 
 def _default(name: str, argv: list[str]) -> Any:

@@ -10,7 +10,9 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -35,6 +37,12 @@ RESOLUTION_SETTINGS = {
     "compensation_tau0": ("scheduled",),
 }
 
+# INQ, section 3.3 (3 bits); 2 bits: ours, on from there
+_PORTIONS = {
+    2: (0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 1.0),
+    3: (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0),
+}
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -51,16 +59,27 @@ class TrainConfig:
     """fetch mnist, cifar10 or cifar100 into --data when it is not there"""
     image_size: int | None = None
     """height and width in pixels; default: the data set's own (digits 32, imagefolder: that of its first image)"""
-    scheme: str = "w1a2"
-    """w<bits>a<bits> with 1, 2, 4, 8 or 16 (16 = not quantized), or float"""
+    scheme: str = "auto"
+    """w<bits>a<bits> with 1, 2, 4, 8 or 16 (16 = not quantized), inq<bits> or inq<bits>a<bits> (weights of powers of
+    two, 2 to 8 bits), or float; auto: w1a2, or inq5 with --method inq"""
+    method: Literal["auto", "qat", "inq"] = "auto"
+    """qat: all weights are quantized from the first step on; inq: incremental network quantization, portion by
+    portion; auto: inq for the inq schemes, else qat"""
+    portions: tuple[float, ...] = ()
+    """inq: shares of the weights that are frozen one after the other, the last is 1, each for an equal part of the
+    epochs; default: 0.5 0.75 0.875 1, more and smaller steps below 4 bits"""
+    portion_strategy: Literal["pruning", "random"] = "pruning"
+    """inq: which weights are frozen next, the largest or any"""
+    progressive: tuple[str, ...] = ()
+    """SCHEME:EPOCHS stages that lower the bits step by step before --scheme, e.g. w8a8:1 w4a4:2"""
     stage_act_bits: tuple[int, ...] = ()
     """activation bits per stage of the network (layer1, layer2, ...), e.g. 4 2 2; default: the scheme's everywhere"""
     first_last: Literal["16", "8", "same"] = "16"
     """bits of the first and the last layer: 16 (float), 8, or the same as the scheme"""
     override: tuple[str, ...] = ()
     """PATTERN=SCHEME per layer name, the last match wins, e.g. 'layer3.*=w2a4' 'layer1.0.conv1=float'"""
-    act_quantizer: Literal["clip", "pact", "lsq"] = "lsq"
-    """clip (fixed step 1), pact (learned range), lsq (learned step)"""
+    act_quantizer: Literal["clip", "pact", "lsq", "lsq+"] = "lsq"
+    """clip (fixed step 1), pact (learned range), lsq (learned step), lsq+ (the zero point of signed inputs too)"""
     weight_quantizer: Literal["auto", "scaled-sign", "lsq"] = "auto"
     """auto: scaled-sign at 1 bit, lsq (learned step) above"""
     granularity: Literal["channel", "tensor"] = "channel"
@@ -86,8 +105,9 @@ class TrainConfig:
     """scheduled: how fast the compensation ends, per epoch"""
     compensation_tau0: float = 0.5
     """scheduled: fraction of the epochs after which the compensation has fallen to half"""
-    lr: float = 0.05
-    """peak learning rate"""
+    lr: float | None = None
+    """peak learning rate; default: 0.05, and less for more bits when trained weights are the start (0.02 at 2 bits,
+    0.01 at 4 and for inq, 0.005 at 8); adam and its kin: a fiftieth of that"""
     momentum: float = 0.9
     """momentum of sgd, hysteresis-sgd and qsgd"""
     weight_decay: float = 1e-4
@@ -104,6 +124,21 @@ class TrainConfig:
     """epochs of float training before quantizing, in the same run"""
     batch_size: int = 128
     """images per step"""
+    distill: float = 0.0
+    """share of the loss, 0 to 1, that is the distance from a float teacher's predictions instead of the labels"""
+    distill_temperature: float = 4.0
+    """softens both predictions before they are compared"""
+    teacher: str | None = None
+    """float weights of the teacher, same architecture; default: those of --init, or what the float epochs gave"""
+    ema: float = 0.0
+    """decay of an exponential moving average of the weights, such as 0.999, which is then what is evaluated and
+    packed; 0: none"""
+    norm_batches: int = 0
+    """batches from which the statistics of the batch normalizations are estimated anew at the end; 0: kept"""
+    oscillation_freeze: float = 0.0
+    """freeze a weight whose code turns back and forth in more than this share of the steps, e.g. 0.02; 0: never"""
+    weight_regularization: float = 0.0
+    """strength of a pull of one-bit weights towards plus and minus their scale"""
     seed: int = 0
     """seeds weights, order of images and augmentation"""
     init: str | None = None
@@ -119,21 +154,30 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
+        if self.scheme == "auto":
+            object.__setattr__(self, "scheme", "inq5" if self.method == "inq" else "w1a2")
         scheme = Scheme.parse(self.scheme)
+        if self.method == "auto":
+            object.__setattr__(self, "method", "inq" if scheme.pow2 else "qat")
         _known("model", self.model, MODELS, extra=":" in self.model)
         _known("dataset", self.dataset, DATASETS)
         for name in ("batch_size", "epochs"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("float_epochs", "hysteresis", "momentum", "weight_decay", "warmup", "seed", "compensation_kappa"):
+        for name in (
+            *("float_epochs", "hysteresis", "momentum", "weight_decay", "warmup", "seed", "compensation_kappa"),
+            *("norm_batches", "weight_regularization", "oscillation_freeze", "ema", "distill"),
+        ):
             _at_least(name, getattr(self, name), 0)
         _check_resolution(self)
+        _check_portions(self, scheme)
+        _check_recipe(self, scheme)
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2^63, got {self.seed}")
         if self.image_size is not None:
             _at_least("image_size", self.image_size, 1)
         if bad_fractions := [m for m in self.milestones if not 0 <= m <= 1]:
             raise ValueError(f"milestones must be fractions of the run from 0 to 1, got {bad_fractions[0]}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
+        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"lr must be a positive number, got {self.lr}")
         if bad := [b for b in self.stage_act_bits if b not in ACT_BITS]:
             raise ValueError(f"stage_act_bits must be of {', '.join(map(str, ACT_BITS))}, got {bad[0]}")
@@ -301,6 +345,81 @@ def _check_resolution(config: TrainConfig) -> None:
             raise ValueError(f"{name} is of resolution {users}, but the resolution is {config.resolution}; drop it")
 
 
+def _check_portions(config: TrainConfig, scheme: Scheme) -> None:
+    """INQ's settings, and that they are not given where nothing reads them."""
+    if (config.method == "inq") != scheme.pow2:
+        raise ValueError(
+            f"method inq goes with the schemes inq2 to inq8 and those with it, got method {config.method} and scheme "
+            f"{config.scheme}; change one of them"
+        )
+    if not scheme.pow2 and any(parse_override(rule)[1].pow2 for rule in config.override):
+        raise ValueError(
+            "override with inq<bits> needs an inq scheme, whose portions freeze the weights; use --scheme inq5"
+        )
+    if config.method != "inq":
+        if config.portions or config.portion_strategy != "pruning":
+            raise ValueError("portions and portion_strategy are of method inq; drop them, or choose --scheme inq5")
+        return
+    if config.ema or config.oscillation_freeze or config.progressive:
+        raise ValueError("ema, oscillation_freeze and progressive do not go with method inq; drop them")
+    if config.portions:
+        check_portions(config.portions)
+    if config.epochs < (steps := len(portions_of(config.portions, scheme.weight_bits))):
+        raise ValueError(f"epochs must be at least the {steps} portions of inq, got {config.epochs}; raise it")
+
+
+def check_portions(portions: Sequence[float]) -> None:
+    """Raise ValueError unless the portions are above 0, increasing, and end at 1."""
+    given = ", ".join(f"{portion:g}" for portion in portions) or "none"
+    if not portions or not portions[0] > 0 or any(not a < b for a, b in pairwise(portions)):
+        raise ValueError(f"expected increasing portions above 0, such as 0.5 0.75 0.875 1, got {given}; sort them")
+    if portions[-1] != 1:
+        raise ValueError(f"expected portions that end at 1, so that every weight is quantized, got {given}; add 1")
+
+
+def portions_of(portions: Sequence[float], bits: int) -> tuple[float, ...]:
+    """The given portions, or the default of so many bits: fewer bits need more and smaller steps."""
+    return tuple(portions) or _PORTIONS.get(bits, (0.5, 0.75, 0.875, 1.0))
+
+
+def _check_recipe(config: TrainConfig, scheme: Scheme) -> None:
+    """Distillation, averaging, progressive stages and what is of one-bit weights only."""
+    for name in ("distill", "ema", "oscillation_freeze"):
+        if getattr(config, name) > 1 or (name == "ema" and config.ema == 1):
+            raise ValueError(
+                f"{name} must be from 0 to {'below ' if name == 'ema' else ''}1, got {getattr(config, name)}"
+            )
+    if not (math.isfinite(config.distill_temperature) and config.distill_temperature > 0):
+        raise ValueError(f"distill_temperature must be a positive number, got {config.distill_temperature}")
+    if config.distill and not (config.teacher or config.init or config.float_epochs):
+        raise ValueError("distill needs a float teacher; give --teacher FILE, --init FILE or --float-epochs")
+    if config.distill and scheme.is_float:
+        raise ValueError("distill teaches quantized networks, but the scheme is float; drop it")
+    if config.teacher and not config.distill:
+        raise ValueError("a teacher teaches only with --distill above 0, such as 0.7")
+    if config.weight_regularization and scheme.weight_bits != 1:
+        raise ValueError(f"weight_regularization is of one-bit weights, but the scheme is {config.scheme}; drop it")
+    if config.ema and config.optimizer == "hysteresis-sgd":
+        raise ValueError("ema does not go with hysteresis-sgd, whose weights are binary; drop it")
+    if config.oscillation_freeze and scheme.weight_bits == 16:
+        raise ValueError(f"oscillation_freeze is of quantized weights, but the scheme is {config.scheme}; drop it")
+    for stage in config.progressive:
+        parse_stage(stage)
+    if config.progressive and scheme.is_float:
+        raise ValueError("progressive stages lead to a quantized scheme, but the scheme is float; drop them")
+
+
+def parse_stage(text: str) -> tuple[Scheme, int]:
+    """'w4a4:2' -> (Scheme(4, 4), 2 epochs). Raises ValueError."""
+    name, sep, epochs = text.rpartition(":")
+    if not sep or not epochs.isdecimal() or int(epochs) < 1:
+        raise ValueError(f"progressive stages must be SCHEME:EPOCHS such as w4a4:2, got {text!r}")
+    scheme = Scheme.parse(name)
+    if scheme.is_float or scheme.pow2:
+        raise ValueError(f"progressive stages are of the schemes w<bits>a<bits>, got {name}; float: --float-epochs")
+    return scheme, int(epochs)
+
+
 def parse_override(rule: str) -> tuple[str, Scheme]:
     """'layer3.*=w2a4' -> ('layer3.*', Scheme(2, 4)). Raises ValueError."""
     pattern, sep, name = rule.rpartition("=")
@@ -340,6 +459,20 @@ def from_dict(kind: type[C], raw: dict[str, Any], *, where: str = "config") -> C
 def to_dict(config: Any) -> dict[str, Any]:
     """The plain JSON values of a config (tuples as lists)."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
+def to_argv(config: Any) -> list[str]:
+    """The flags of a config's values that differ from the defaults, as the command line takes them."""
+    default, argv = to_dict(type(config)()), []
+    for name, value in to_dict(config).items():
+        if value == default[name]:
+            continue
+        word = name.replace("_", "-")
+        if isinstance(value, bool):
+            argv.append(f"--{word}" if value else f"--no-{word}")
+        else:
+            argv += [f"--{word}", *map(str, value if isinstance(value, list) else [value])]
+    return argv
 
 
 def choices(field: dataclasses.Field[Any]) -> tuple[str, ...]:

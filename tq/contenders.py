@@ -17,7 +17,7 @@ from tq.attach import to_channels_last
 from tq.config import BenchConfig
 from tq.dequantize import build_float, dequantized
 from tq.file_format import Info
-from tq.fusion import fuse, fused_parts
+from tq.fusion import fuse, fused_parts, left_alone
 from tq.models import load_into, weights_from
 from tq.packed import PackedLayer
 
@@ -57,6 +57,8 @@ def contenders(
     model = to_channels_last(model).to(images.device).eval()
     fused = fuse(packed, images[:2])
     how = ", ".join(dict.fromkeys(part.how for part in fused_parts(fused))) or "nothing to fuse"
+    if (left := left_alone(fused)) and fused_parts(fused):
+        how += f", without {', '.join(left)}"
     found = [
         Contender(f"{title} eager", model, "finite"),
         Contender(f"{title} compiled", _compiled(model, freeze=True), "close", f"{title} eager"),

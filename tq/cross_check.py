@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from tq.fusion import fuse
+from tq.hooks import hooked
 from tq.lower import lower, supported
 from tq.packed import packed_layers
 from triton_kernels import chain, native, ops
@@ -34,7 +35,7 @@ class NativeLayer(nn.Module):
         modules = dict(traced.named_modules())
         node = next(n for n in traced.graph.nodes if n.op == "call_module")
         if not supported(node, modules):
-            raise ValueError("its inputs or weights are not integers")
+            raise ValueError("it is not one product of integers")
         self.run, self.how = chain.executor(lower(traced.graph, modules, (x,)), x.device, "native")
         self.flat = x.dim() == 2
 
@@ -89,11 +90,8 @@ def native_layers(model: nn.Module, example: Tensor) -> nn.Module:
 
         return seen
 
-    handles = [layer.register_forward_hook(note(name)) for name, layer in packed_layers(model).items()]
-    with torch.no_grad():
+    with torch.no_grad(), hooked(layer.register_forward_hook(note(n)) for n, layer in packed_layers(model).items()):
         model(example)
-    for handle in handles:
-        handle.remove()
     replaced = 0
     for name, layer in packed_layers(other).items():
         try:

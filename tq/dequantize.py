@@ -16,7 +16,6 @@ from tq.attach import sites
 from tq.file_format import Info
 from tq.models import build
 from tq.packed import packed_layers
-from triton_kernels.layout import unpack_weight
 
 
 def build_float(path: str | Path, info: Info) -> nn.Module:
@@ -38,11 +37,9 @@ def dequantized(path: str | Path, info: Info) -> nn.Module:
     model.load_state_dict(kept, strict=False)
     norms = {site.name: site.bn for site in sites(model)}
     for name, layer in packed_layers(packed).items():
-        target, form, norm_name = model.get_submodule(name), layer.format, norms[name]
+        target, norm_name = model.get_submodule(name), norms[name]
         assert isinstance(target, nn.Conv2d | nn.Linear)
-        codes = layer.weight_packed
-        if form.weight_bits < 16:
-            codes = unpack_weight(codes, form.weight_bits, form.shape).float()
+        codes = layer.codes()
         weight, bias = codes * layer.weight_scale.view(-1, *[1] * (codes.ndim - 1)), layer.bias
         with torch.no_grad():
             target.weight.copy_(weight)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from tq.attach import sites
+from tq.evaluate import differences
+from tq.hooks import hooked
 
 OUTPUT = "(output)"
 """the row of the network's own result"""
@@ -45,10 +47,8 @@ class _Tally:
                 f"expected the same shapes in both networks, got {list(reference.shape)} and {list(other.shape)} at "
                 f"{name}; is one of them another model?"
             )
-        a, b = reference.double(), other.double()
-        same = (a == b) | (a.isnan() & b.isnan())
-        error = (b - a).abs().masked_fill(same, 0.0).nan_to_num(nan=math.inf, posinf=math.inf)
-        self.signal += float(a.square().sum())
+        error = differences(reference, other)
+        self.signal += float(reference.double().square().sum())
         self.error += float(error.square().sum())
         self.largest = max(self.largest, float(error.max()) if error.numel() else 0.0)
 
@@ -120,8 +120,9 @@ def twins(other: nn.Module, reference: nn.Module) -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def _watching(model: nn.Module, names: set[str], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _watching(
+    model: nn.Module, names: set[str], see: Callable[[str, Tensor], None]
+) -> contextlib.AbstractContextManager[None]:
     """Call see(name, output) for every call of the named modules."""
 
     def hook(name: str) -> Callable[..., None]:
@@ -130,9 +131,4 @@ def _watching(model: nn.Module, names: set[str], see: Callable[[str, Tensor], No
 
         return seen
 
-    handles = [m.register_forward_hook(hook(n)) for n, m in model.named_modules() if n in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    return hooked(m.register_forward_hook(hook(n)) for n, m in model.named_modules() if n in names)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tq.hooks import evaluating
 from tq.layers import channels_last
 
 
@@ -30,15 +31,11 @@ class Evaluation:
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
     """Run `model` in evaluation mode over (x, y) batches; its mode is restored. Raises ValueError on no batch."""
-    was_training = model.training
-    model.eval()
     logits, labels = [], []
-    try:
+    with evaluating(model):
         for x, y in batches:
             logits.append(model(channels_last(x)).float())
             labels.append(y)
-    finally:
-        model.train(was_training)
     if not logits:
         raise ValueError("there is no image to evaluate on")
     scores, truth = torch.cat(logits), torch.cat(labels)
@@ -46,10 +43,12 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Eval
     return Evaluation(float(F.cross_entropy(scores, truth)), correct, len(truth), scores.cpu())
 
 
+def differences(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b|, float64; infinity where one has NaN and the other has not, 0 where both have, or the same infinity."""
+    same = (a == b) | (a.isnan() & b.isnan())
+    return (a.double() - b.double()).abs().masked_fill(same, 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
 def largest_difference(a: Tensor, b: Tensor) -> float:
     """max |a - b| over two sets of logits; infinity when one has NaN where the other has not."""
-    difference = (a.double() - b.double()).abs()
-    same = (a == b) | (a.isnan() & b.isnan())
-    return (
-        float(difference.masked_fill(same, 0.0).nan_to_num(nan=torch.inf, posinf=torch.inf).max()) if a.numel() else 0.0
-    )
+    return float(differences(a, b).max()) if a.numel() else 0.0

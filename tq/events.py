@@ -4,14 +4,15 @@
 
 `t` is unix seconds and `k` the kind. Kinds and their fields:
 
-    start       v, pid, host, epochs, steps_per_epoch, metrics {name: {goal, unit}}, resumed_from
-    phase       name: data, compile, float, train, calibrate, eval, pack or bench
+    start       v, pid, host, device, epochs, steps_per_epoch, metrics {name: {goal, unit}}, resumed_from
+    phase       name: data, compile, float, train, calibrate, eval, pack or bench; stage of a float or train phase: w4a4
     step        step, epoch, loss, acc, lr, img_s, flip_rate     at most 5 a second; acc in percent, flip_rate 0 to 1
                 p_min, p_mean, p_max                             over the tensors: updates are multiples of 2^-p
-                portion                                          of the weights that INQ has frozen, 0 to 1
+                portion                                          of the weights quantized for good (INQ), 0 to 1
     eval        step, epoch, split, loss, acc                    acc in percent
+    layers      step, epoch, layers {name: {bits, act_bits, bytes, scale, sqnr_db, flips, oscillating, frozen}}
+                                                                 of each quantized layer; shares 0 to 1
     size        float_bytes, packed_bytes, layers {name: bits}
-    layers      step, layers {name: {bits, act_bits, bytes, scale, flips, oscillating, sqnr_db}}   any may be missing
     sys         cpu, rss, ...                                    cpu in percent, rss in bytes
     checkpoint  step, path, best
     alert       level (info, warning or error), title, text

@@ -26,7 +26,7 @@ from tq.atomic import atomic
 from tq.file_format import Info
 from tq.layers import channels_last
 from tq.onnx.build import build
-from tq.onnx.graph import held_as
+from tq.onnx.graph import code_bits, held_as
 from tq.packed import packed_layers
 from tq.peers import needed
 
@@ -75,11 +75,19 @@ def to_onnx(model: nn.Module, path: Path, *, source: Path, info: Info, weights: 
 
 def weight_notes(model: nn.Module, weights: str) -> list[str]:
     """How each width of weights is held in the ONNX file and why, a sentence each."""
-    counts: dict[int, int] = {}
-    for layer in packed_layers(model).values():
-        bits = layer.format.weight_bits
-        counts[bits] = counts.get(bits, 0) + math.prod(layer.format.shape)
-    return [_weight_note(bits, count, weights) for bits, count in sorted(counts.items(), reverse=True)]
+    counts: dict[tuple[int, bool], int] = {}
+    held: dict[tuple[int, bool], int] = {}
+    for form in (layer.format for layer in packed_layers(model).values()):
+        key = (form.weight_bits, form.pow2)
+        counts[key] = counts.get(key, 0) + math.prod(form.shape)
+        held[key] = code_bits(form)
+    ordered = sorted(counts, reverse=True)
+    return [_power_note(k[0], counts[k], held[k]) if k[1] else _weight_note(k[0], counts[k], weights) for k in ordered]
+
+
+def _power_note(bits: int, count: int, held: int) -> str:
+    how = "int8, exactly" if held == 8 else "float32, exactly (int8 ends below 128)"
+    return f"{count:,} weights of 0 and powers of two of {bits} bits: {how}"
 
 
 def _weight_note(bits: int, count: int, weights: str) -> str:

@@ -10,6 +10,9 @@ Tensors (one header entry costs about 85 bytes, so what is small is stacked over
 | `tq.input_scale` | float32 [L] | value of one input code |
 | anything else | as it was | layers left float, under their own names (`num_batches_tracked` is dropped) |
 
+Where some layer needs them, `tq.layers` has two more columns: a reserved 0, and the codebook, 0 for integers and 1 for
+powers of two, whose codes triton_kernels/codebook.py describes.
+
 `__metadata__` (strings): format, model (builder and arguments), quantization_config (compressed-tensors' field names),
 data (name, size, mean, std), classes, metrics (of this very file), sha256 of the whole file with these 64 digits as
 zeros. A file's size is predicted from the network alone and compared with the bytes written.
@@ -31,12 +34,12 @@ from torch import Tensor
 
 from tq.packed import Format
 from tq.quantizers import act_range
-from tq.scheme import ACT_BITS, WEIGHT_BITS
+from tq.scheme import Scheme
 
 FORMAT = "tq/1"
 STACKED = ("tq.layers", "tq.weight_scale", "tq.bias", "tq.input_scale")
 PACKED = ".weight_packed"
-_COLUMNS = 8
+_COLUMNS, _MORE_COLUMNS = 8, 10
 UNSIGNED = "0" * 64
 # in the order in which safetensors lays tensors out: wide types first, names within
 _DTYPES = {
@@ -65,7 +68,7 @@ def entries_of(formats: Mapping[str, Format], rest: Mapping[str, Tensor]) -> dic
     found |= {name + PACKED: _entry(form.stored_dtype, form.stored_shape) for name, form in formats.items()}
     if formats:
         channels = sum(form.shape[0] for form in formats.values())
-        found["tq.layers"] = _entry(torch.int32, (len(formats), _COLUMNS))
+        found["tq.layers"] = _entry(torch.int32, (len(formats), _columns(formats)))
         found["tq.weight_scale"] = found["tq.bias"] = _entry(torch.float32, (channels,))
         found["tq.input_scale"] = _entry(torch.float32, (len(formats),))
     return dict(sorted(found.items(), key=lambda item: (_RANK[item[1][0]], item[0].encode())))
@@ -106,13 +109,14 @@ def _quantization_config(formats: Mapping[str, Format]) -> dict[str, Any] | None
     """compressed-tensors' field names; groups by bits, the largest group is the default for all layers."""
     if not formats:
         return None
-    groups: dict[tuple[int, int], list[str]] = {}
+    groups: dict[tuple[int, int, bool], list[str]] = {}
     for name, form in formats.items():
-        groups.setdefault((form.weight_bits, form.act_bits), []).append(name)
+        groups.setdefault((form.weight_bits, form.act_bits, form.pow2), []).append(name)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
     config_groups = {}
-    for number, ((w, a), names) in enumerate(ordered):
-        weights = {"num_bits": w, "type": "binary" if w == 1 else "int", "strategy": "channel", "symmetric": True}
+    for number, ((w, a, pow2), names) in enumerate(ordered):
+        kind = "pow2" if pow2 else "binary" if w == 1 else "int"
+        weights = {"num_bits": w, "type": kind, "strategy": "channel", "symmetric": True}
         config_groups[f"group_{number}"] = {
             "targets": ["*"] if number == 0 else names,
             "weights": weights if w < 16 else None,
@@ -121,9 +125,18 @@ def _quantization_config(formats: Mapping[str, Format]) -> dict[str, Any] | None
     return {"quant_method": "tq", "format": "pack-quantized", "config_groups": config_groups}
 
 
-def format_row(form: Format) -> list[int]:
-    row = [form.weight_bits, form.act_bits, int(form.act_signed), form.zero_point, *form.shape]
-    return row + [0] * (_COLUMNS - len(row))
+def _columns(formats: Mapping[str, Format]) -> int:
+    """Columns of `tq.layers`: files without powers of two are as they were before there were any."""
+    return _MORE_COLUMNS if any(form.pow2 for form in formats.values()) else _COLUMNS
+
+
+def table_of(formats: Mapping[str, Format]) -> Tensor:
+    """`tq.layers`, int32 [L, 8 or 10]."""
+    rows = []
+    for form in formats.values():
+        row = [form.weight_bits, form.act_bits, int(form.act_signed), form.zero_point, *form.shape]
+        rows.append([*row, *[0] * (_COLUMNS - len(row)), 0, int(form.pow2)][: _columns(formats)])
+    return torch.tensor(rows, dtype=torch.int32)
 
 
 def formats_of(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Format]:
@@ -131,8 +144,12 @@ def formats_of(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, For
     if "tq.layers" not in tensors:
         return {}
     table = tensors["tq.layers"]
-    if table.ndim != 2 or table.shape[1] != _COLUMNS or table.dtype != torch.int32:
-        raise ValueError(f"{path}: tq.layers must be int32 [L, {_COLUMNS}], got {table.dtype} {list(table.shape)}")
+    known = (_COLUMNS, _MORE_COLUMNS)
+    if table.ndim != 2 or table.shape[1] not in known or table.dtype != torch.int32:
+        raise ValueError(
+            f"{path}: tq.layers must be int32 [L, {_COLUMNS}] or [L, {_MORE_COLUMNS}], got {table.dtype} "
+            f"{list(table.shape)}; the file is damaged"
+        )
     names = sorted(key.removesuffix(PACKED) for key in tensors if key.endswith(PACKED))
     if len(names) != len(table):
         raise ValueError(
@@ -140,11 +157,18 @@ def formats_of(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, For
         )
     formats = {}
     for name, row in zip(names, table.tolist(), strict=True):
-        form = Format(row[0], row[1], bool(row[2]), row[3], tuple(size for size in row[4:] if size))
+        shape = tuple(size for size in row[4:_COLUMNS] if size)
+        reserved, codebook = row[_COLUMNS:] or (0, 0)
+        if reserved or codebook not in (0, 1):
+            raise ValueError(
+                f"{path}: layer {name} has the codebook {codebook} and {reserved} where a 0 is expected; the file is "
+                "damaged, or of a newer tq"
+            )
+        form = Format(row[0], row[1], bool(row[2]), row[3], shape, pow2=bool(codebook))
         stored = tensors[name + PACKED]
         if not _sane(form) or form.stored_shape != tuple(stored.shape) or form.stored_dtype != stored.dtype:
             raise ValueError(
-                f"{path}: layer {name} is described as w{form.weight_bits}a{form.act_bits} {list(form.shape)} with "
+                f"{path}: layer {name} is described as {form.name} {list(form.shape)} with "
                 f"zero point {form.zero_point}, which does not fit its tensor {list(stored.shape)}; the file is damaged"
             )
         formats[name] = form
@@ -156,7 +180,11 @@ def formats_of(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, For
 
 
 def _sane(form: Format) -> bool:
-    if form.weight_bits not in WEIGHT_BITS or form.act_bits not in ACT_BITS or len(form.shape) not in (2, 4):
+    try:
+        Scheme(form.weight_bits, form.act_bits, form.pow2)
+    except ValueError:
+        return False
+    if len(form.shape) not in (2, 4):
         return False
     low, high = act_range(form.act_bits, signed=form.act_signed) if form.act_bits < 16 else (0, 0)
     return low <= form.zero_point <= high

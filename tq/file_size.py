@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -11,16 +11,16 @@ from torch import nn
 from tq.attach import quant_layers
 from tq.file_format import UNSIGNED, Info, entries_of, header_bytes, metadata_of
 from tq.packed import format_of
+from triton_kernels.layout import BITS
 
 Bits = Mapping[str, int]
 
 
-def layer_bytes(model: nn.Module, bits: Iterable[int] = (1, 2, 4, 8)) -> dict[str, dict[int, int]]:
+def layer_bytes(model: nn.Module) -> dict[str, dict[int, int]]:
     """{layer: {weight bits: bytes of its stored codes}} of an attached network; rows are padded to whole bytes."""
     table: dict[str, dict[int, int]] = {}
-    widths = tuple(bits)
     for name, layer in quant_layers(model).items():
-        forms = [replace(format_of(layer), weight_bits=width) for width in widths]
+        forms = [replace(format_of(layer), weight_bits=width, pow2=False) for width in BITS]
         table[name] = {f.weight_bits: math.prod(f.stored_shape) * f.stored_dtype.itemsize for f in forms}
     return table
 

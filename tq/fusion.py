@@ -4,7 +4,7 @@
 sum and the ReLU behind them, pooling, and the quantization of the next layer's input. Each connected part becomes one
 call: on a CPU a `native` plan, elsewhere a chain of `tq::quant_conv2d`. Layers that stayed float, and whatever else the
 network does, remain torch operations between the parts. Predictions do not change: every part is compared with the
-layers that it replaces, bit for bit, before it is used.
+layers that it replaces, bit for bit, before it is used. `left_alone` names the packed layers that are in no part.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from torch.fx.passes.operator_support import OperatorSupportBase
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.utils._pytree import tree_leaves, tree_map
 
+from tq.hooks import hooked
 from tq.lower import image, kind, lower, supported
-from tq.models import PadShortcut
-from tq.packed import PackedLayer
+from tq.packed import PackedLayer, packed_layers
+from tq.packed_graph import trace_packed
 from tq.relu6 import without_relu6
+from tq.traced import Unreadable
 from triton_kernels import chain
 from triton_kernels.native import mean_is_exact, why_not
 from triton_kernels.steps import Program
@@ -60,10 +62,9 @@ def fuse(model: nn.Module, example: Tensor, *, impl: str = "auto") -> nn.Module:
     if not any(isinstance(m, PackedLayer) for m in model.modules()):
         raise ValueError(f"expected a packed network, got a {type(model).__name__} without packed layers: use tq.load")
     try:
-        traced = fx.GraphModule(model, _Tracer().trace(model))
-    except Exception as error:  # torch.fx raises many kinds of errors for code that it cannot read
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        warnings.warn(f"torch.fx cannot read {type(model).__name__} ({reason}); it is not fused", stacklevel=2)
+        traced = trace_packed(model)
+    except Unreadable as error:
+        warnings.warn(f"{error}; it is not fused", stacklevel=2)
         return model
     with torch.no_grad():
         # copies: the network's first operation may be in place
@@ -88,9 +89,12 @@ def fused_parts(model: nn.Module) -> list[Fused]:
     return [m for m in model.modules() if isinstance(m, Fused)]
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PackedLayer | PadShortcut) or super().is_leaf_module(m, module_qualified_name)
+def left_alone(model: nn.Module) -> list[str]:
+    """Packed layers of a fused network that are in none of its parts, as they are not one product of integers."""
+    if not isinstance(model, fx.GraphModule):
+        return list(packed_layers(model))
+    called = dict.fromkeys(str(node.target) for node in model.graph.nodes if node.op == "call_module")
+    return [name for name in called if isinstance(model.get_submodule(name), PackedLayer)]
 
 
 class _Support(OperatorSupportBase):
@@ -137,9 +141,8 @@ def _record(whole: nn.Module, example: Tensor) -> dict[str, tuple[fx.GraphModule
     parts = {name: part for name, part in whole.named_children() if name.startswith(PREFIX)}
     handles = [part.register_forward_pre_hook(before(name)) for name, part in parts.items()]
     handles += [part.register_forward_hook(after(name)) for name, part in parts.items()]
-    whole(example)
-    for handle in handles:
-        handle.remove()
+    with hooked(handles):
+        whole(example)
     return seen
 
 

@@ -6,148 +6,20 @@ immutable `RunState`. Standard library only.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tq import events
 from tq.events import Event, number
+from tq.run_state import STATES, STEP_FIELDS, Alert, Eval, LayerFigures, Point
+from tq.run_state import RunState as RunState
 
 # More points than any terminal has columns; beyond it neighbours are averaged, so a week's log stays small.
 MAX_POINTS = 4096
-
-
-class Point(NamedTuple):
-    """Mean of `n` neighbouring step events; `step` is the last of them."""
-
-    step: float
-    epoch: float
-    loss: float
-    acc: float
-    lr: float
-    img_s: float
-    flip_rate: float
-    p_min: float
-    p_mean: float
-    p_max: float
-    portion: float
-    t: float
-    """seconds of work since the run began: the time between a stop and a resume is left out"""
-    n: int = 1
-
-
-# Those that a step event has, in Point's order.
-_STEP_FIELDS = Point._fields[: Point._fields.index("t")]
-
-
-class Eval(NamedTuple):
-    """One evaluation; acc in percent."""
-
-    step: float
-    epoch: float
-    split: str
-    loss: float
-    acc: float
-    t: float = math.nan
-    """seconds of work, as of a Point"""
-    stage: str = ""
-    """float or train, as RunState's"""
-
-
-class LayerFigures(NamedTuple):
-    """What is known of one layer; NaN where the log does not say."""
-
-    bits: float = math.nan
-    act_bits: float = math.nan
-    bytes: float = math.nan
-    scale: float = math.nan
-    """mean of the weight scales"""
-    flips: float = math.nan
-    """share of the weights whose code changed, 0 to 1"""
-    oscillating: float = math.nan
-    """share of the weights that go to and fro between two codes, 0 to 1"""
-    sqnr_db: float = math.nan
-    """signal-to-quantization-noise ratio in dB"""
-
-
-class Alert(NamedTuple):
-    """A message of the trainer. level: info, warning or error."""
-
-    t: float
-    level: str
-    title: str
-    text: str
-
-
-@dataclass(frozen=True)
-class RunState:
-    """A snapshot of one run's log. Numbers that are not known (yet) are NaN or 0."""
-
-    epochs: int = 0
-    steps_per_epoch: int = 0
-    step: int = 0
-    epoch: int = 0
-    loss: float = math.nan
-    acc: float = math.nan
-    lr: float = math.nan
-    img_s: float = math.nan
-    flip_rate: float = math.nan
-    p_min: float = math.nan
-    p_mean: float = math.nan
-    p_max: float = math.nan
-    portion: float = math.nan
-    nan_step: int = 0
-    """the first step with a loss that is no number; 0: there is none"""
-    phase: str = ""
-    phase_t: float = 0.0
-    """when the phase began, unix seconds"""
-    stage: str = ""
-    """float or train: what the steps train at present"""
-    best_acc: float = math.nan
-    """best evaluation of this stage, percent; float epochs do not count once the quantized ones have begun"""
-    last_acc: float = math.nan
-    float_bytes: float = 0
-    packed_bytes: float = 0
-    layers: dict[str, float] = field(default_factory=dict)
-    """bits by layer name"""
-    layer_figures: dict[str, LayerFigures] = field(default_factory=dict)
-    figures_step: int = 0
-    """the step that they were taken at"""
-    phases: dict[str, float] = field(default_factory=dict)
-    """seconds spent in each phase that has ended, in the order of their first beginning"""
-    sys: dict[str, Any] = field(default_factory=dict)
-    """the last `sys` event's fields"""
-    checkpoint_step: int = 0
-    resumed_from: int = 0
-    started: float = 0.0
-    updated: float = 0.0
-    """unix seconds of the first and the last event"""
-    eta_s: float = math.nan
-    end: str = ""
-    """"" while none was seen, else ok, error or stopped"""
-    error: str = ""
-    traceback: str = ""
-    summary: dict[str, Any] = field(default_factory=dict)
-    points: tuple[Point, ...] = ()
-    evals: tuple[Eval, ...] = ()
-    alerts: tuple[Alert, ...] = ()
-
-    @property
-    def total_steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
-
-    @property
-    def progress(self) -> float:
-        """0 to 1; NaN where the log does not say how long the run is."""
-        return min(1.0, self.step / self.total_steps) if self.total_steps else math.nan
-
-    @property
-    def ratio(self) -> float:
-        """Float size over packed size; NaN before there is one."""
-        return self.float_bytes / self.packed_bytes if self.packed_bytes else math.nan
 
 
 class History:
@@ -240,11 +112,12 @@ class History:
             self._set(end="")
         else:
             self._end_phase(event["t"])
-        self._set(phase=name, phase_t=event["t"], stage=name if name in ("float", "train") else self._now["stage"])
+        stage = str(event.get("stage", name)) if name in ("float", "train") else self._now["stage"]
+        self._set(phase=name, phase_t=event["t"], stage=stage)
 
     def _on_step(self, event: Event) -> None:
         get = event.get
-        point = Point._make([*[number(get(key)) for key in _STEP_FIELDS], self._worked_s(event["t"]), 1])
+        point = Point._make([*[number(get(key)) for key in STEP_FIELDS], self._worked_s(event["t"]), 1])
         if not math.isfinite(point.step):
             return
         self._add(point)
@@ -266,16 +139,31 @@ class History:
         )
 
     def _on_eval(self, event: Event) -> None:
+        step = number(event.get("step"), self._now["step"])
         one = Eval(
-            step=number(event.get("step"), self._now["step"]),
+            step=step,
             epoch=number(event.get("epoch"), self._now["epoch"]),
             split=str(event.get("split", "test")),
             loss=number(event.get("loss")),
             acc=number(event.get("acc")),
+            **self._trained(step),
             t=self._worked_s(event["t"]),
             stage=self._now["stage"],
         )
         self._evals.append(one)
+
+    def _trained(self, step: float) -> dict[str, float]:
+        """Eval's account of the training from the evaluation before `step` on."""
+        begin = next((e.step for e in reversed(self._evals) if e.step < step), 0.0)
+        since = list(itertools.takewhile(lambda p: p.step > begin, reversed(self._points)))[::-1]
+        # a point speaks for the steps since the one before it: reports come by the clock, the steps do not
+        steps = [b - a for a, b in itertools.pairwise([begin, *(p.step for p in since)])]
+        total = sum(steps)
+        if total <= 0:
+            return dict.fromkeys(("train_loss", "train_acc", *STATES), math.nan)
+        loss, acc = (sum(getattr(p, key) * n for p, n in zip(since, steps, strict=True)) for key in ("loss", "acc"))
+        states = {key: getattr(since[-1], key) for key in STATES}
+        return {"train_loss": loss / total, "train_acc": acc / total, **states}
 
     def _on_size(self, event: Event) -> None:
         layers = event.get("layers")
@@ -319,7 +207,7 @@ class History:
     def _add(self, point: Point) -> None:
         last = self._points[-1] if self._points else None
         if last and last.step // self._stride == point.step // self._stride and self._stride > 1:
-            self._points[-1] = _mean(last, point)
+            self._points[-1] = _joined(last, point)
             return
         self._points.append(point)
         if len(self._points) > MAX_POINTS:
@@ -328,7 +216,7 @@ class History:
             merged: list[Point] = []
             for p in self._points:
                 if merged and merged[-1].step // self._stride == p.step // self._stride:
-                    merged[-1] = _mean(merged[-1], p)
+                    merged[-1] = _joined(merged[-1], p)
                 else:
                     merged.append(p)
             self._points = merged
@@ -395,11 +283,25 @@ def binned(xs: Sequence[float], ys: Sequence[float], bins: int) -> tuple[list[fl
     return [sx / n for sx, _, n in sums.values()], [sy / n for _, sy, n in sums.values()]
 
 
-def _mean(a: Point, b: Point) -> Point:
+def _joined(a: Point, b: Point) -> Point:
     n = a.n + b.n
+    u, v = a.n / n, b.n / n
     # A NaN loss stays visible; an absent field (NaN in both) stays absent.
-    means = [(x * a.n + y * b.n) / n for x, y in zip(a[1:-1], b[1:-1], strict=True)]
-    return Point._make([b.step, b.epoch, *means[1:], n])
+    return Point(
+        b.step,
+        b.epoch,
+        u * a.loss + v * b.loss,
+        u * a.acc + v * b.acc,
+        b.lr,
+        u * a.img_s + v * b.img_s,
+        u * a.flip_rate + v * b.flip_rate,
+        b.p_min,
+        b.p_mean,
+        b.p_max,
+        b.portion,
+        b.t,
+        n,
+    )
 
 
 def _int(event: Event, key: str) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import tq
 from tq.atomic import atomic
 from tq.checkpoint import Account, inspect
-from tq.file_format import Info, read
+from tq.file_format import PACKED, Info, read
 from tq.models import BUILDERS
 
 FILES = ("model.safetensors", "config.json", "README.md")
@@ -70,7 +70,7 @@ def _config(info: Info, metadata: dict[str, str]) -> str:
 def _card(account: Account, metadata: dict[str, str]) -> str:
     info = account.info
     name = (info.model or {}).get("name", "network")
-    bits = sorted({row.bits for row in account.rows if row.bits.startswith("w")})
+    bits = sorted({row.bits for row in account.rows if row.name.endswith(PACKED)})
     ratio = account.float_bytes / account.file_bytes
     measured = _measured(info)
     ours = (info.model or {}).get("name") in BUILDERS

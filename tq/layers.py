@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tq.quantizers import ActQuantizer, LearnedWeight, ScaledSign
+from tq.quantizers import ActQuantizer, PowerOfTwo, WeightQuantizer, magnitudes
 from triton_kernels.reference import epilogue
 
 EXACT_FLOAT32 = 2**24
@@ -41,19 +41,25 @@ class QuantLayer(nn.Module):
 
     weight: Tensor
     bias: Tensor | None
-    weight_quantizer: ScaledSign | LearnedWeight | None
+    weight_quantizer: WeightQuantizer | None
     input_quantizer: ActQuantizer | None
     bn: BatchNorm | None
     channel_dim: int
+    # whether its inputs are never negative, as the float network tells (tq.sites)
+    unsigned = False
 
     def quantize(
         self,
-        weight_quantizer: ScaledSign | LearnedWeight | None,
+        weight_quantizer: WeightQuantizer | None,
         input_quantizer: ActQuantizer | None,
         bn: BatchNorm | None,
     ) -> None:
         """Take over the quantizers (None: 16 bits) and the batch normalization that follows (None: nothing)."""
-        self.weight_quantizer, self.input_quantizer, self.bn = weight_quantizer, input_quantizer, bn
+        # registered also where it is None: an optimizer's state goes by the order of parameters, which must not depend
+        # on the stage that brought a quantizer
+        parts = (("weight_quantizer", weight_quantizer), ("input_quantizer", input_quantizer), ("bn", bn))
+        for name, part in parts:
+            self.register_module(name, part)
         self.observer: Observer | None = None
 
     def contract(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -92,7 +98,9 @@ class QuantLayer(nn.Module):
             return 0
         q = self.input_quantizer
         largest = max(abs(q.qmin - q.zero_point), abs(q.qmax - q.zero_point))
-        worst = 2 ** max(self.weight_quantizer.bits - 1, 0) * largest * self.weight[0].numel()
+        bits = self.weight_quantizer.bits
+        code = 2 ** (magnitudes(bits) - 1) if isinstance(self.weight_quantizer, PowerOfTwo) else 2 ** (bits - 1)
+        worst = code * largest * self.weight[0].numel()
         if worst < EXACT_FLOAT32:
             return worst
         return int(self.weight_codes()[0].abs().double().flatten(1).sum(1).max()) * largest

@@ -18,7 +18,8 @@ from torch import Tensor, fx, nn
 
 from tq.models import PadShortcut
 from tq.packed import PackedConv2d, PackedLayer, PackedLinear
-from triton_kernels.layout import pack_weight, unpack_weight
+from tq.traced import MAX_POOL, pair, settings, shape
+from triton_kernels.layout import pack_weight
 from triton_kernels.steps import Codes, Conv, Program, Step
 
 _MODULES: dict[type[nn.Module], str] = {
@@ -40,7 +41,6 @@ _FUNCTIONS: dict[Any, str] = {
     **dict.fromkeys((F.adaptive_avg_pool2d, torch.mean, "mean"), "mean"),
     **dict.fromkeys((torch.flatten, "flatten"), "flatten"),
 }
-_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 
 
 def kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
@@ -52,10 +52,10 @@ def kind(node: fx.Node, modules: Mapping[str, nn.Module]) -> str:
 
 def supported(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a node, whose shapes `ShapeProp` has noted, is one that a step can be."""
-    what, result = kind(node, modules), _shape(node)
+    what, result = kind(node, modules), shape(node)
     if not what or result is None or len(result) not in (2, 4):
         return False
-    sources = [_shape(a) for a in node.all_input_nodes]
+    sources = [shape(a) for a in node.all_input_nodes]
     source = sources[0] if sources else None
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
@@ -64,7 +64,7 @@ def supported(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     match what:
         case "conv" | "linear":
             layer: Any = modules[str(node.target)]
-            return layer.integer and len(source) == (4 if what == "conv" else 2)
+            return layer.one_product and len(source) == (4 if what == "conv" else 2)
         case "add":
             return len(node.args) == 2 and not node.kwargs and len(sources) == 2 and sources == [result, result]
         case "mean":
@@ -74,7 +74,7 @@ def supported(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
             read_by_layers = all(kind(u, modules) == "linear" and supported(u, modules) for u in node.users)
             return len(result) == 2 and result[0] == source[0] and (of_pixel or read_by_layers)
         case "max_pool":
-            pool = _pool(node, modules)
+            pool = settings(node, MAX_POOL, modules)
             return len(source) == 4 and not pool["ceil_mode"] and not pool["return_indices"]
         case "pad_shortcut":
             return len(source) == 4
@@ -110,13 +110,13 @@ def lower(graph: fx.Graph, modules: Mapping[str, nn.Module], inputs: Sequence[Te
 
 def image(node: fx.Node) -> tuple[int, int, int]:
     """[C, H, W] of a node's value, a vector being an image of one pixel."""
-    shape = _shape(node)
-    assert shape is not None
-    return _image(shape)
+    size = shape(node)
+    assert size is not None
+    return _image(size)
 
 
 def _step(node: fx.Node, modules: Mapping[str, nn.Module], sources: list[int]) -> Step:
-    source, result = sources[0], _shape(node)
+    source, result = sources[0], shape(node)
     assert result is not None
     match kind(node, modules):
         case "add":
@@ -126,15 +126,16 @@ def _step(node: fx.Node, modules: Mapping[str, nn.Module], sources: list[int]) -
         case "mean":
             return Step(kind="mean", source=source)
         case "max_pool":
-            pool = {name: _pair(value) for name, value in list(_pool(node, modules).items())[:4]}
+            pool = settings(node, MAX_POOL, modules)
+            kernel = pair(pool["kernel_size"])
             return Step(
-                kind="max_pool", source=source, kernel=pool["kernel_size"], stride=pool["stride"],
-                padding=pool["padding"], dilation=pool["dilation"],
+                kind="max_pool", source=source, kernel=kernel, stride=pair(pool["stride"] or kernel),
+                padding=pair(pool["padding"] or 0), dilation=pair(pool["dilation"] or 1),
             )  # fmt: skip
     module: Any = modules[str(node.target)]
     if isinstance(module, PadShortcut):
         return Step(kind="pad_shortcut", source=source, stride=(2, 2), front=module.before, channels=result[1])
-    conv = _conv(module, _shape(_root(node.args[0], modules)))
+    conv = _conv(module, shape(_root(node.args[0], modules)))
     if isinstance(module, PackedLinear):
         return Step(kind="conv", source=source, conv=conv, kernel=conv.shape[2:])
     return Step(
@@ -146,19 +147,17 @@ def _step(node: fx.Node, modules: Mapping[str, nn.Module], sources: list[int]) -
 def _conv(layer: PackedLayer, source: tuple[int, ...] | None) -> Conv:
     """A layer's numbers; a linear one becomes a convolution over the whole of the image that was flattened for it."""
     assert source is not None
-    form, packed = layer.format, layer.weight_packed
-    shape = form.shape
-    if len(shape) == 2:
-        shape = (shape[0], *_image(source))
-        if shape[2:] != (1, 1):
-            codes = unpack_weight(packed, form.weight_bits, form.shape).reshape(shape)
-            packed = pack_weight(codes, form.weight_bits)
+    packed, bits, size = getattr(layer, layer.kernels[0]), layer.kernel_bits, layer.format.shape
+    if len(size) == 2:
+        size = (size[0], *_image(source))
+        if size[2:] != (1, 1):
+            packed = pack_weight(layer.codes().to(torch.int8).reshape(size), bits)
     top = 0 if layer.binary else layer.qmax - layer.qmin
     reads = Codes(float(layer.inverse), layer.u8_zero, 0, top, layer.binary)
     groups = layer.groups if isinstance(layer, PackedConv2d) else 1
-    out, inside, height, width = shape
+    out, inside, height, width = size
     return Conv(
-        packed=packed, bits=form.weight_bits, shape=(out, inside, height, width), scale=layer.scale, bias=layer.bias,
+        packed=packed, bits=bits, shape=(out, inside, height, width), scale=layer.scale, bias=layer.bias,
         reads=reads, groups=groups,
     )  # fmt: skip
 
@@ -192,27 +191,8 @@ def _is_read(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return kind(node, modules) not in ("alias", "flatten")
 
 
-def _pool(node: fx.Node, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """The settings of a max-pooling layer or call, in the order of `_POOL`."""
-    if node.op == "call_module":
-        return {name: getattr(modules[str(node.target)], name) for name in _POOL}
-    settings: dict[str, Any] = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False}
-    settings |= {"return_indices": False} | dict(zip(_POOL, node.args[1:], strict=False)) | dict(node.kwargs)
-    settings["stride"] = settings["stride"] or settings["kernel_size"]
-    return {name: settings[name] for name in _POOL}
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[-1])
-
-
 def _image(shape: Sequence[int]) -> tuple[int, int, int]:
     return (shape[1], shape[2], shape[3]) if len(shape) == 4 else (shape[1], 1, 1)
-
-
-def _shape(node: Any) -> tuple[int, ...] | None:
-    meta: Any = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    return tuple(meta.shape) if hasattr(meta, "shape") else None
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:

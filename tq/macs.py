@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tq.hooks import hooked
+
 
 @torch.no_grad()
 def multiply_accumulates(model: nn.Module, image: Tensor) -> dict[str, int]:
@@ -22,10 +24,6 @@ def multiply_accumulates(model: nn.Module, image: Tensor) -> dict[str, int]:
         return hook
 
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    handles = [m.register_forward_hook(count(n)) for n, m in layers]
-    try:
+    with hooked(m.register_forward_hook(count(n)) for n, m in layers):
         model(image)
-    finally:
-        for handle in handles:
-            handle.remove()
     return counts

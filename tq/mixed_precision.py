@@ -53,6 +53,10 @@ def choose_bits(
     Raises ValueError: a limit that cannot be met, and what `attach` and `calibrate` refuse.
     """
     rules = tuple(override)
+    if odd := [name for name in (str(scheme), *(rule.rpartition("=")[2] for rule in rules)) if Scheme.parse(name).pow2]:
+        raise ValueError(
+            f"bits are chosen among integer weights of 1, 2, 4 and 8 bits, not powers of two; got {odd[0]}"
+        )
     probed = attach(copy.deepcopy(model), scheme, first_last=first_last, override=rules, granularity=granularity)
     calibrate(probed.eval(), images, **(ranges or {}))
     layers = quant_layers(probed)

@@ -4,6 +4,11 @@
 
 The batch normalization is folded into weight_scale and bias. Layers whose weights or inputs stay at 16 bits compute
 the same in float32.
+
+Powers of two (INQ) are stored in codes of their own (triton_kernels/codebook.py). Beside inputs of 16 bits they are
+float32 weights as they stand, exactly. Beside integer inputs they become int8 codes: 2 to 4 bits reach 8, and 5 bits
+reach 128, where +128 is no int8. A layer that has it is the sum of two int8 products, weight = 16 * high + low with
+codes of at most 8 each; as float32 holds both exactly, their sum is rounded once, as one accumulator would be.
 """
 
 from __future__ import annotations
@@ -17,8 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import triton_kernels.ops as ops
-from tq.layers import QuantLayer, channels_last
-from tq.quantizers import act_range
+from tq.layers import EXACT_FLOAT32, QuantLayer, channels_last
+from tq.quantizers import PowerOfTwo, act_range
+from triton_kernels import codebook
 from triton_kernels.layout import pack_weight, row_bytes, unpack_weight
 from triton_kernels.reference import epilogue, quantize_input, quantize_u8, u8_zero_point
 
@@ -32,13 +38,23 @@ class Format:
     act_signed: bool
     zero_point: int
     shape: tuple[int, ...]
+    pow2: bool = False
+    """weights are 0 and +-2^i times a scale"""
+
+    @property
+    def name(self) -> str:
+        """w4a8, inq5, ...: the scheme."""
+        if not self.pow2:
+            return f"w{self.weight_bits}a{self.act_bits}"
+        return f"inq{self.weight_bits}" + (f"a{self.act_bits}" if self.act_bits < 16 else "")
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """Shape of the stored weight: rows of K codes padded to whole bytes; at 16 bits the weight's own."""
         if self.weight_bits == 16:
             return self.shape
-        return self.shape[0], row_bytes(math.prod(self.shape[1:]), self.weight_bits)
+        row = codebook.row_bytes if self.pow2 else row_bytes
+        return self.shape[0], row(math.prod(self.shape[1:]), self.weight_bits)
 
     @property
     def stored_dtype(self) -> torch.dtype:
@@ -61,6 +77,8 @@ class PackedLayer(nn.Module):
     scale: Tensor
     inverse: Tensor
     float_weight: Tensor
+    int8_weight: Tensor
+    high_weight: Tensor
     channel_dim: int
 
     def __init__(self, form: Format, *, impl: str = "auto") -> None:
@@ -81,7 +99,9 @@ class PackedLayer(nn.Module):
         if not all(bool(tensor.isfinite().all()) for tensor in layer.state_dict().values()):
             raise ValueError("its weights or statistics hold NaN or infinity; train again with a lower --lr")
         codes = layer.weight_codes()[0].detach()
-        if self.format.weight_bits < 16:
+        if self.format.pow2:
+            codes = codebook.pack_weight(codes, self.format.weight_bits)
+        elif self.format.weight_bits < 16:
             codes = pack_weight(codes.round().to(torch.int8), self.format.weight_bits)
         self.weight_packed.copy_(codes)
         scale, bias = layer.folded()
@@ -95,8 +115,19 @@ class PackedLayer(nn.Module):
         self.u8_zero = u8_zero
         self.register_buffer("scale", self.weight_scale * self.input_scale, persistent=False)
         self.register_buffer("inverse", self.input_scale.reciprocal(), persistent=False)
-        if not self.integer:
-            self.register_buffer("float_weight", self._unpacked(), persistent=False)
+        # the packed weights whose products the accumulators are: one, two (low, high), or none for a float64 product
+        self.kernels: tuple[str, ...] = ("weight_packed",)
+        self.kernel_bits = self.format.weight_bits
+        weight = self.codes() if self.format.pow2 or not self.integer else None
+        if self.integer and weight is not None:
+            self._prepare_powers(weight)
+        elif weight is not None:
+            self.register_buffer("float_weight", channels_last(weight), persistent=False)
+
+    @property
+    def one_product(self) -> bool:
+        """Whether its accumulators are one integer product, as programs (`tq.lower`) take them."""
+        return self.integer and len(self.kernels) == 1
 
     def forward(self, x: Tensor) -> Tensor:
         form = self.format
@@ -111,21 +142,47 @@ class PackedLayer(nn.Module):
 
     def accumulate(self, q: Tensor) -> Tensor:
         """uint8 codes -> exact integer accumulators, as float32."""
+        if not self.kernels:
+            return self.contract(q.double() - self.u8_zero, self.float_weight.double()).float()
+        acc = self.product(q, getattr(self, self.kernels[0]))
+        return acc if len(self.kernels) == 1 else acc + 16 * self.product(q, self.high_weight)
+
+    def product(self, q: Tensor, packed: Tensor) -> Tensor:
+        """uint8 codes -> exact products with a packed weight of `kernel_bits` bits, as float32."""
         raise NotImplementedError
 
     def contract(self, x: Tensor, weight: Tensor) -> Tensor:
         """The float form of the product."""
         raise NotImplementedError
 
-    def _unpacked(self) -> Tensor:
-        form, weight = self.format, self.weight_packed
-        if form.weight_bits < 16:
-            weight = unpack_weight(weight, form.weight_bits, form.shape).float()
-        return channels_last(weight)
+    def codes(self) -> Tensor:
+        """The weight's codes, float32 in its own shape; at 16 bits the weight itself. Raises ValueError if damaged."""
+        form = self.format
+        if form.weight_bits == 16:
+            return self.weight_packed
+        if form.pow2:
+            return codebook.unpack_weight(self.weight_packed, form.weight_bits, form.shape)
+        return unpack_weight(self.weight_packed, form.weight_bits, form.shape).float()
+
+    def _prepare_powers(self, weight: Tensor) -> None:
+        """Powers of two, float32 codes, as int8 weights for the kernels."""
+        self.kernel_bits, self.kernels = 8, ("int8_weight",)
+        low = weight
+        if float(weight.max()) > 127:
+            self.kernels = ("int8_weight", "high_weight")
+            high = (weight / 16).trunc()
+            low = weight - 16 * high
+            largest = max(self.u8_zero, self.qmax - self.qmin - self.u8_zero)
+            if largest * float(torch.stack([low, high]).abs().flatten(2).sum(2).max()) >= EXACT_FLOAT32:
+                # two roundings could differ from one; no kernel has 9 bits, so these few layers have none
+                self.kernels = ()
+                self.register_buffer("float_weight", weight, persistent=False)
+                return
+            self.register_buffer("high_weight", pack_weight(high.to(torch.int8), 8), persistent=False)
+        self.register_buffer("int8_weight", pack_weight(low.to(torch.int8), 8), persistent=False)
 
     def extra_repr(self) -> str:
-        form = self.format
-        return f"{'x'.join(map(str, form.shape))}, w{form.weight_bits}a{form.act_bits}"
+        return f"{'x'.join(map(str, self.format.shape))}, {self.format.name}"
 
 
 class PackedConv2d(PackedLayer):
@@ -141,15 +198,15 @@ class PackedConv2d(PackedLayer):
 
     def prepare(self) -> None:
         super().prepare()
-        if self.integer:
+        for name in self.kernels if self.integer else ():
             ops.prepare_conv2d(
-                self.weight_packed, self.format.weight_bits, self.format.shape,
+                getattr(self, name), self.kernel_bits, self.format.shape,
                 self.stride, self.padding, self.dilation, self.groups, self.u8_zero, self.impl,
             )  # fmt: skip
 
-    def accumulate(self, q: Tensor) -> Tensor:
+    def product(self, q: Tensor, packed: Tensor) -> Tensor:
         return torch.ops.tq.int_conv2d(
-            q, self.weight_packed, self.format.weight_bits, self.format.shape,
+            q, packed, self.kernel_bits, self.format.shape,
             self.stride, self.padding, self.dilation, self.groups, self.u8_zero, self.impl,
         )  # fmt: skip
 
@@ -167,13 +224,11 @@ class PackedLinear(PackedLayer):
 
     def prepare(self) -> None:
         super().prepare()
-        if self.integer:
-            ops.prepare_matmul(self.weight_packed, self.format.weight_bits, self.format.shape, self.u8_zero, self.impl)
+        for name in self.kernels if self.integer else ():
+            ops.prepare_matmul(getattr(self, name), self.kernel_bits, self.format.shape, self.u8_zero, self.impl)
 
-    def accumulate(self, q: Tensor) -> Tensor:
-        return torch.ops.tq.int_matmul(
-            q, self.weight_packed, self.format.weight_bits, self.format.shape, self.u8_zero, self.impl
-        )
+    def product(self, q: Tensor, packed: Tensor) -> Tensor:
+        return torch.ops.tq.int_matmul(q, packed, self.kernel_bits, self.format.shape, self.u8_zero, self.impl)
 
     def contract(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight)
@@ -194,6 +249,7 @@ def format_of(layer: QuantLayer) -> Format:
         a.signed if a is not None else False,
         a.zero_point if a is not None else 0,
         tuple(layer.weight.shape),
+        isinstance(w, PowerOfTwo),
     )
 
 

@@ -22,8 +22,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from tq.events import EventLog, number
-from tq.history import Eval, History, RunState
+from tq.history import History
 from tq.liveness import duration
+from tq.run_state import Eval, RunState
 
 REFRESH_PER_S = 4
 LINE_EVERY_S = 10.0

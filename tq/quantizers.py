@@ -9,13 +9,16 @@ states its rule. Codes are integer-valued floats, centred on zero (a zero point 
 | --- | --- | --- | --- | --- |
 | ScaledSign | weights, 1 bit | mean of abs(w) | identity | XNOR-Net, arXiv 1603.05279, eq. 6 |
 | LearnedWeight | weights, 1 to 8 bits | learned per channel or tensor | LSQ | arXiv 1902.08153, eqs. 1 to 5 |
+| PowerOfTwo | weights, 2 to 8 bits | smallest power, fixed | none: frozen in steps | INQ, arXiv 1702.03044 |
 | Clip | inputs | 1, fixed | 1 strictly inside the range | DoReFa-like, Quantized_ResNet |
 | PACT | inputs | alpha / n, learned | 1 inside; d/d alpha = 1 above | arXiv 1805.06085, eqs. 1 to 3 |
-| LearnedStep | inputs | learned, with an optional zero point | LSQ, LSQ+ offset fixed | arXiv 1902.08153, 2004.09576 |
+| LearnedStep | inputs | learned, with a calibrated zero point | LSQ | arXiv 1902.08153, eqs. 1 to 5 |
+| LearnedOffset | inputs | learned, as is the zero point of signed ones | LSQ+ | arXiv 2004.09576, eqs. 4 to 6 |
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -105,6 +108,54 @@ class LearnedWeight(nn.Module):
         return _straight_through(scaled, exact, inside), step.expand(weight.shape[0])
 
 
+class PowerOfTwo(nn.Module):
+    """Weights of 0 and +-2^n2 .. +-2^n1 (INQ); in training the optimizer holds those already quantized (tq.optim.inq).
+
+    Codes are 0 and +-2^i, i = 0 .. 2^(bits-2) - 1, the scale is 2^n2. `top` is n1, fixed by the weights given here.
+    """
+
+    top: Tensor
+    per_channel = False
+
+    def __init__(self, bits: int, weight: Tensor) -> None:
+        super().__init__()
+        self.bits = bits
+        self.register_buffer("top", torch.tensor(float(top_exponent(weight)), device=weight.device))
+
+    def forward(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """weight [O, ...] float -> training: itself and ones; else codes [O, ...] and scale [O]."""
+        if self.training:
+            return weight, torch.ones(weight.shape[0], device=weight.device)
+        scale = torch.exp2(self.top + 1 - magnitudes(self.bits))
+        return nearest_power(weight, self.top, self.bits) / scale, scale.expand(weight.shape[0])
+
+
+def magnitudes(bits: int) -> int:
+    """How many powers of two a codebook of so many bits has: 2^(bits-2) (INQ, eq. 3; one code more is zero)."""
+    return 2 ** (bits - 2)
+
+
+def top_exponent(weight: Tensor) -> int:
+    """n1 = floor(log2(4 s / 3)) with s = max |w| (INQ, eq. 2). Raises ValueError where that is no number."""
+    largest = float(weight.detach().abs().max())
+    if not 0 < largest < math.inf:
+        raise ValueError(f"expected weights with a largest magnitude above 0, got {largest}; give a trained network")
+    fraction, exponent = math.frexp(largest)
+    return exponent if fraction >= 0.75 else exponent - 1
+
+
+def nearest_power(weight: Tensor, top: Tensor, bits: int) -> Tensor:
+    """Each weight as 0 or +-2^i, n2 <= i <= n1 = top, n2 = n1 + 1 - 2^(bits-2) (INQ, eq. 4).
+
+    Below 2^(n2-1) it is 0; between powers the thresholds are 1.5 * 2^i, ties upward; above 2^n1 it saturates.
+    """
+    fraction, exponent = torch.frexp(weight.abs())
+    nearest = exponent - (fraction < 0.75).to(exponent.dtype)
+    low = top + 1 - magnitudes(bits)
+    power = torch.exp2(torch.clamp(nearest.to(weight.dtype), low, top))
+    return torch.where(weight.abs() < torch.exp2(low - 1), 0.0, torch.where(weight < 0, -power, power))
+
+
 def _recomputed(forward: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
     """forward(x), whose masks a compiled backward derives from x again instead of reading them from memory.
 
@@ -127,16 +178,21 @@ class ActQuantizer(nn.Module):
         self.signed = signed
         self.qmin, self.qmax = act_range(bits, signed=signed)
         # a Python int, so that a compiled graph holds it as a constant; the two methods below keep it in state dicts
-        self.zero_point = 0
+        self._zero_point = 0
+
+    @property
+    def zero_point(self) -> int:
+        """The code that means 0.0."""
+        return self._zero_point
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.zero_point:
-            destination[prefix + "zero_point"] = torch.tensor(self.zero_point)
+        if self._zero_point:
+            destination[prefix + "zero_point"] = torch.tensor(self._zero_point)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # no entry is a zero point of 0, as in every checkpoint from before there was one
-        self.zero_point = int(state_dict.pop(prefix + "zero_point", 0))
+        self._zero_point = int(state_dict.pop(prefix + "zero_point", 0))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
@@ -226,7 +282,7 @@ class LearnedStep(ActQuantizer):
     def set_range(self, scale: float, zero_point: int = 0) -> None:
         """scale: float > 0; zero_point: a code in [qmin, qmax] that means 0.0."""
         self.step.fill_(max(scale, _TINY))
-        self.zero_point = zero_point
+        self._zero_point = zero_point
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, ...] float -> codes, scale."""
@@ -240,4 +296,42 @@ class LearnedStep(ActQuantizer):
         return _straight_through(scaled, exact, inside), step
 
 
-ACT_QUANTIZERS = {"clip": Clip, "pact": PACT, "lsq": LearnedStep}
+class LearnedOffset(LearnedStep):
+    """LSQ+: step and zero point are learned. Inputs that are never negative keep the zero point 0."""
+
+    def __init__(self, bits: int, *, signed: bool) -> None:
+        super().__init__(bits, signed=signed)
+        self.learns = signed and not self.binary
+        self.offset = nn.Parameter(torch.zeros(()), requires_grad=self.learns)
+
+    @property
+    def zero_point(self) -> int:
+        """The learned offset, rounded into the range of codes."""
+        return int(self.offset.detach().round().clamp(self.qmin, self.qmax)) if self.learns else 0
+
+    @torch.no_grad()
+    def set_range(self, scale: float, zero_point: int = 0) -> None:
+        """As LearnedStep; both are where learning starts."""
+        self.step.fill_(max(scale, _TINY))
+        self.offset.fill_(zero_point)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [B, ...] float -> codes, scale. d codes / d offset is 0 inside the range and -1 where it is clipped."""
+        if not self.learns:
+            return super().forward(x)
+        x = x.float()
+        factor = (x[0].numel() * self.qmax) ** -0.5
+        step = _scale_gradient(self.step.abs().clamp_min(_TINY), factor)
+        zero = self.offset.detach().round().clamp(self.qmin, self.qmax)
+        offset = _scale_gradient(self.offset, factor)
+        # zero + 0: whole numbers stay whole
+        learned = zero + (offset - offset.detach())
+        scaled = x * step.reciprocal()
+        exact = (scaled.round() + zero).clamp(self.qmin, self.qmax)
+        shifted = scaled + learned
+        inside = (scaled + zero >= self.qmin) & (scaled + zero <= self.qmax)
+        return _straight_through(shifted, exact, inside) - learned, step
+
+
+WeightQuantizer = ScaledSign | LearnedWeight | PowerOfTwo
+ACT_QUANTIZERS = {"clip": Clip, "pact": PACT, "lsq": LearnedStep, "lsq+": LearnedOffset}

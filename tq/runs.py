@@ -69,6 +69,14 @@ class Run:
         self.close()
 
 
+class Bystander(Run):
+    """A run that another process on this machine holds: its path, and a log that drops everything."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, -1)
+        self.log.close()
+
+
 def create(
     root: Path,
     *,

@@ -9,10 +9,13 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tq.config import TrainConfig
 from tq.runs import Run
+
+if TYPE_CHECKING:
+    from tq.distributed import World
 
 
 class StopFlag:
@@ -41,8 +44,12 @@ class StopFlag:
         os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C again to quit at once\n")
 
 
-def execute(config: TrainConfig, run: Run, *, resume: bool, out: Path | None = None) -> dict[str, Any]:
+def execute(
+    config: TrainConfig, run: Run, *, resume: bool, out: Path | None = None, world: World | None = None
+) -> dict[str, Any]:
     """Train, pack, save and verify. Returns the summary that the `end` event carries too.
+
+    world: the processes of torchrun; all but the first return an empty summary.
 
     `summary["status"]` is "ok" or "stopped" (after SIGTERM or Ctrl-C: checkpoint written, resume later). Errors are
     logged as `end error` and raised again.
@@ -53,8 +60,10 @@ def execute(config: TrainConfig, run: Run, *, resume: bool, out: Path | None = N
             from tq.train import Stopped, Trainer
 
             try:
-                trainer = Trainer(config, run, resume=resume, should_stop=stop)
+                trainer = Trainer(config, run, resume=resume, should_stop=stop, world=world)
                 trainer.run()
+                if not trainer.world.main:
+                    return {}
                 with _tuning_logged(run):
                     summary = _finish(trainer, out)
             except Stopped:
@@ -96,8 +105,8 @@ def _finish(trainer: Any, out: Path | None) -> dict[str, Any]:
     """Pack, write, reload and compare; the files are the run's model.safetensors and, if asked for, `out`."""
     from tq.atomic import atomic
     from tq.attach import coverage, quant_layers
+    from tq.describe import model_args
     from tq.models import build
-    from tq.train import model_args
     from tq.verify import save_verified
 
     config, at, log = trainer.config, trainer.at, trainer.log
@@ -111,7 +120,7 @@ def _finish(trainer: Any, out: Path | None) -> dict[str, Any]:
             file.write(path.read_bytes())
     layers = {line.name: line.weight_bits for line in coverage(trainer.model)}
     log.emit("size", float_bytes=info.metrics["float_bytes"], packed_bytes=proof.bytes, layers=layers)
-    exact = {n: m.accumulator_bound() for n, m in quant_layers(trainer.model).items()}
+    exact = {n: m.accumulator_bound() for n, m in quant_layers(trainer.model.eval()).items()}
     return {
         "status": "ok",
         "run": str(trainer.path),

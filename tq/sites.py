@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from tq.hooks import evaluating
+from tq.traced import Unreadable, source, trace
+
 _PASS = (
     nn.MaxPool2d,
     nn.AvgPool2d,
@@ -50,13 +53,10 @@ class Site:
 def sites(model: nn.Module) -> list[Site]:
     """Every nn.Conv2d and nn.Linear in the order of execution, each once. Shared layers and norms are not folded."""
     try:
-        graph = _trace(model)
-    except Exception as error:  # torch.fx raises many kinds of errors for code that it cannot read
-        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        warnings.warn(
-            f"torch.fx cannot read {type(model).__name__} ({reason}); nothing is folded, all inputs are signed",
-            stacklevel=3,
-        )
+        with evaluating(model):
+            graph = trace(model, _is_plain).graph
+    except Unreadable as error:
+        warnings.warn(f"{error}; nothing is folded, all inputs are signed", stacklevel=3)
         return [Site(n, None, False) for n, m in model.named_modules() if _is_plain(m) and not _is_inside(n, model)]
     _warn_of_functions(graph, model)
     modules = dict(model.named_modules())
@@ -69,7 +69,7 @@ def sites(model: nn.Module) -> list[Site]:
     for node in calls:
         name = str(node.target)
         if isinstance(modules[name], nn.Conv2d | nn.Linear):
-            unsigned = _non_negative(_input(node), modules)
+            unsigned = _non_negative(source(node), modules)
             if name in found:
                 unsigned = unsigned and found[name].unsigned
             bn = _following_bn(node, modules) if times_called[name] == 1 else None
@@ -77,21 +77,6 @@ def sites(model: nn.Module) -> list[Site]:
                 bn = None
             found[name] = Site(name, bn, unsigned, name in read)
     return list(found.values())
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _is_plain(m) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _trace(model: nn.Module) -> fx.Graph:
-    """The graph of evaluation mode; every module's own mode is restored."""
-    modes = {m: m.training for m in model.modules()}
-    try:
-        return _Tracer().trace(model.eval())
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _is_plain(m: nn.Module) -> bool:
@@ -134,11 +119,6 @@ def _following_bn(node: fx.Node, modules: dict[str, nn.Module]) -> str | None:
     return str(user.target) if usable else None
 
 
-def _input(node: fx.Node) -> object:
-    """The first argument of a call, however it was passed."""
-    return node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("tensors"))
-
-
 def _non_negative(node: object, modules: dict[str, nn.Module]) -> bool:
     """Whether a graph value can only be >= 0: walks back through pooling, reshaping, sums and concatenations."""
     if not isinstance(node, fx.Node) or node.op in ("placeholder", "get_attr"):
@@ -147,14 +127,14 @@ def _non_negative(node: object, modules: dict[str, nn.Module]) -> bool:
         module = modules[str(node.target)]
         if isinstance(module, _NON_NEGATIVE):
             return True
-        return isinstance(module, _PASS) and _non_negative(_input(node), modules)
+        return isinstance(module, _PASS) and _non_negative(source(node), modules)
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if name in _NON_NEGATIVE_NAMES:
         return True
     if name in _PASS_NAMES or node.target in (F.max_pool2d, F.avg_pool2d):
-        return _non_negative(_input(node), modules)
+        return _non_negative(source(node), modules)
     if name == "cat":
-        parts = _input(node)
+        parts = source(node)
         return isinstance(parts, list | tuple) and all(_non_negative(part, modules) for part in parts)
     if name in ("add", "iadd", "add_"):
         parts = [*node.args, *node.kwargs.values()]  # with torch.add's alpha

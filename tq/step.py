@@ -13,32 +13,48 @@ from types import FunctionType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from tq.attach import quant_layers
 from tq.config import QUANTIZED_UPDATE, TrainConfig
+from tq.distributed import World
+from tq.objective import Objective
 from tq.optim import QSGD, HysteresisSGD, QtAdam, QtAdamW, QuantizedUpdate, Resolution
-from tq.quantizers import PACT, ScaledSign
+from tq.quantizers import PACT, PowerOfTwo, ScaledSign
 
 
 class TrainStep:
-    """Call it with a batch; it updates the model and returns (loss, number correct) as 0-dim tensors."""
+    """Call it with a batch; it updates the model and returns (loss, number correct) as 0-dim tensors.
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, *, compile: bool, amp: bool) -> None:
-        self.model, self.optimizer = model, optimizer
+    objective: default, the cross-entropy with the labels. after: called when the optimizer has done its step.
+    world: the processes that share the batch and average their gradients; default, this one alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        compile: bool,
+        amp: bool,
+        objective: Objective | None = None,
+        after: Callable[[], None] | None = None,
+        world: World | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.after = model, optimizer, after
+        self.compiles = compile
         device = next(model.parameters()).device
         # one lr tensor for all groups: 0-dim, on the CPU for a CPU model
         self.lr = torch.zeros((), device=device)
         for group in optimizer.param_groups:
             group["lr"] = self.lr
-        forward = _forward(model, amp, device.type)
-        self.forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = forward
+        loss: nn.Module = _Loss(model, objective or Objective(), amp=amp)
         self.update = _update(optimizer)
         if compile:
-            self.forward = torch.compile(_own_code(forward), fullgraph=True, dynamic=False)
+            loss.forward = torch.compile(_own_code(_Loss.forward), fullgraph=True, dynamic=False).__get__(loss)
             self.update = torch.compile(_own_code(self.update), fullgraph=True, dynamic=False)
+        self.forward = (world or World()).averaging(loss)
 
     def __call__(self, x: Tensor, y: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         """x [B, C, H, W] float32 normalised, y [B] int64."""
@@ -46,18 +62,25 @@ class TrainStep:
         loss, correct = self.forward(x, y)
         loss.backward()
         self.update()
+        if self.after is not None:
+            self.after()
+        self.compiles = False
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach(), correct
 
 
-def _forward(model: nn.Module, amp: bool, device_type: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    def forward(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(device_type, torch.bfloat16, enabled=amp):
-            logits = model(x)
-        logits = logits.float()
-        return F.cross_entropy(logits, y), (logits.argmax(1) == y).sum()
+class _Loss(nn.Module):
+    """(x, y) -> loss and number correct, 0-dim: the whole of what is differentiated, so that it compiles as one."""
 
-    return forward
+    def __init__(self, model: nn.Module, objective: Objective, *, amp: bool) -> None:
+        super().__init__()
+        self.model, self.objective, self.amp = model, objective, amp
+
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.amp):
+            logits = self.model(x)
+        logits = logits.float()
+        return self.objective(x, logits, y), (logits.argmax(1) == y).sum()
 
 
 def _own_code(function: Any) -> Any:
@@ -82,21 +105,28 @@ def _update(optimizer: Optimizer) -> Callable[[], None]:
 
 
 def make_optimizer(
-    model: nn.Module, config: TrainConfig, *, epochs: int | None = None, steps_per_epoch: int | None = None
+    model: nn.Module,
+    config: TrainConfig,
+    *,
+    lr: float = 0.05,
+    epochs: int | None = None,
+    steps_per_epoch: int | None = None,
 ) -> Optimizer:
     """The optimizer that `config` names, with weight decay on weights and PACT's alpha only.
 
+    Weights that are to be powers of two get groups with a `weight_bits`, for the INQScheduler.
     With hysteresis-sgd the one-bit weights go to the hysteresis rule and their quantizers read the optimizer's result.
     The scheduled resolution counts time in epochs: it needs `steps_per_epoch`, and `epochs` (default: the config's).
     """
     binary = _binary_weights(model, held=config.optimizer == "hysteresis-sgd")
-    taken = {id(p) for p in binary}
+    powers = _power_of_two_groups(model)
+    taken = {id(p) for p in binary} | {id(p) for group in powers for p in group["params"]}
     alphas = {id(m.alpha) for m in model.modules() if isinstance(m, PACT)}
     rest = [p for p in model.parameters() if id(p) not in taken]
     decayed = [p for p in rest if p.ndim > 1 or id(p) in alphas]
     plain = [p for p in rest if not (p.ndim > 1 or id(p) in alphas)]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-    rates: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}, *powers]
+    rates: dict[str, Any] = {"lr": config.lr or lr, "weight_decay": config.weight_decay}
     if config.optimizer in ("adam", "adamw"):
         return (Adam if config.optimizer == "adam" else AdamW)(groups, **rates, foreach=False)
     if config.optimizer == "sgd":
@@ -142,32 +172,21 @@ def _binary_weights(model: nn.Module, *, held: bool) -> list[Tensor]:
     return [layer.weight for layer in layers] if held else []
 
 
-def learning_rate(config: TrainConfig, done: float, *, epochs: int) -> float:
+def _power_of_two_groups(model: nn.Module) -> list[dict[str, Any]]:
+    groups: dict[int, list[Tensor]] = {}
+    for layer in quant_layers(model).values():
+        if isinstance(layer.weight_quantizer, PowerOfTwo):
+            groups.setdefault(layer.weight_quantizer.bits, []).append(layer.weight)
+    return [{"params": params, "weight_bits": bits} for bits, params in sorted(groups.items())]
+
+
+def learning_rate(config: TrainConfig, done: float, *, peak: float, epochs: int) -> float:
     """The rate after a fraction `done` (0 to 1) of a stage of so many epochs."""
     warm = min(config.warmup / epochs, 1.0)
     if done < warm:
-        return config.lr * max(done / warm, 1e-3)
+        return peak * max(done / warm, 1e-3)
     if config.schedule == "constant":
-        return config.lr
+        return peak
     if config.schedule == "step":
-        return config.lr * 0.1 ** sum(done >= m for m in config.milestones)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1 - warm, 1e-9)))
-
-
-class FlipMeter:
-    """Share of one-bit weights whose sign differs from the last measurement, on the device, without waiting for it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.layers = [m for m in quant_layers(model).values() if m.weight_quantizer and m.weight_quantizer.bits == 1]
-        self.total = sum(m.weight.numel() for m in self.layers)
-        self.signs = [m.weight.detach() >= 0 for m in self.layers]
-
-    @torch.no_grad()
-    def measure(self) -> Tensor | None:
-        """0-dim float32, or None when there are no one-bit weights."""
-        if not self.layers:
-            return None
-        now = [m.weight >= 0 for m in self.layers]
-        flipped = torch.stack([(a ^ b).sum() for a, b in zip(now, self.signs, strict=True)]).sum()
-        self.signs = now
-        return flipped / self.total
+        return peak * 0.1 ** sum(done >= m for m in config.milestones)
+    return peak * 0.5 * (1 + math.cos(math.pi * (done - warm) / max(1 - warm, 1e-9)))

@@ -1,4 +1,4 @@
-"""The training loop: float epochs, then quantized ones; evaluates, checkpoints, resumes. Knows nothing of any UI.
+"""The training loop: stage after stage (tq.stages); evaluates, checkpoints, resumes. Knows nothing of any UI.
 
 Everything that a run does follows from its config: the weights from the seed, the images of batch i of epoch e from
 (seed, e, i), the learning rate from the step. A checkpoint therefore holds tensors and a position, and a resumed run
@@ -8,34 +8,43 @@ is bit for bit the uninterrupted one.
 from __future__ import annotations
 
 import copy
-import io
+import itertools
 import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from tq import data as datasets
 from tq import events
-from tq.atomic import atomic
-from tq.attach import attach, coverage, to_channels_last
+from tq.attach import attach, coverage, quant_layers, requantize, sites, to_channels_last
+from tq.averaging import Average
 from tq.checkpoint import predict_bytes
-from tq.config import TrainConfig, to_dict
+from tq.config import TrainConfig, portions_of, to_dict
+from tq.describe import describe, model_args
+from tq.distributed import World
 from tq.evaluate import Evaluation, evaluate
 from tq.file_format import Info
+from tq.layer_report import layer_report
 from tq.layers import channels_last
+from tq.machine import device_name, pick_device
 from tq.meters import StepMeter, system_load
 from tq.models import build, load_into, weights_from
+from tq.objective import Objective
+from tq.optim import INQScheduler
+from tq.oscillation import Oscillation
 from tq.ptq.calibrate import calibrate
+from tq.resume import Position, read_checkpoint, write_checkpoint
 from tq.runs import Run
 from tq.scheme import Scheme
-from tq.step import FlipMeter, TrainStep, learning_rate, make_optimizer, resolution_of
+from tq.stages import Stage, peak_rate, plan
+from tq.step import TrainStep, learning_rate, make_optimizer, resolution_of
 
 EVAL_BATCH = 500
 CALIBRATION_BATCHES = 4
@@ -50,34 +59,21 @@ class Diverged(ValueError):
     """The loss is NaN or infinite."""
 
 
-@dataclass
-class Position:
-    """Where a run stands; all that a checkpoint holds beside tensors."""
-
-    stage: int = 0
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    best: float = -1.0
-    best_epoch: int = 0
-    last: float = -1.0
-    float_accuracy: float | None = None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of epochs at one scheme."""
-
-    name: str
-    scheme: Scheme
-    epochs: int
-
-
 class Trainer:
     """Trains the network of one run. `run()` to the end, or raises Stopped or Diverged."""
 
-    def __init__(self, config: TrainConfig, run: Run, *, resume: bool, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        *,
+        resume: bool,
+        should_stop: Callable[[], bool],
+        world: World | None = None,
+    ) -> None:
+        """world: the processes that train together; default, this one alone."""
         self.config, self.log, self.path, self.should_stop = config, run.log, run.path, should_stop
+        self.world = world or World()
         self.device = pick_device(config.device)
         self.stages = plan(config)
         self.at = Position()
@@ -85,14 +81,25 @@ class Trainer:
             read_checkpoint(self.path / "checkpoint.pt") if resume and (self.path / "checkpoint.pt").exists() else None
         )
         self.log.emit("phase", name="data")
+        if not self.world.main:
+            self.world.tell(None)  # the first process may have to fetch the data set
         self.data = datasets.load(
             config.dataset, root=config.data, download=config.download, image_size=config.image_size
         )
+        if self.world.main:
+            self.world.tell(None)
         torch.manual_seed(config.seed)
-        self.model = build(config.model, **model_args(self.data)).to(self.device)
-        if config.init and saved is None:
-            load_into(self.model, weights_from(config.init), where=config.init)
-        to_channels_last(self.model)
+        self.model = self._build(config.init if saved is None else None)
+        # processes draw masks of their own from here on, the first one as if it were alone
+        if self.world.rank:
+            torch.manual_seed(config.seed + self.world.rank)
+        if config.teacher and saved is None:
+            weights_from(config.teacher)  # a teacher that cannot be read is known now, not after the float epochs
+        self.layer_names = [site.name for site in sites(self.model)]
+        self.teacher: nn.Module | None = None
+        self.inq: INQScheduler | None = None
+        self.average: Average | None = None
+        self.diverged = ""
         self.float_bytes = predict_bytes(self.model, self.info())
         self.batches = datasets.Batches(
             self.data.train,
@@ -102,6 +109,8 @@ class Trainer:
             std=self.data.std,
             seed=config.seed,
             augment=config.augment,
+            rank=self.world.rank,
+            world_size=self.world.size,
         )
         self.saved = saved
         if saved is not None:
@@ -111,6 +120,7 @@ class Trainer:
             v=events.VERSION,
             pid=os.getpid(),
             host=socket.gethostname(),
+            device=device_name(self.device),
             epochs=sum(s.epochs for s in self.stages),
             steps_per_epoch=len(self.batches),
             metrics={"acc": {"goal": "max", "unit": "%"}, "loss": {"goal": "min", "unit": "nat"}},
@@ -123,12 +133,17 @@ class Trainer:
         for number in range(self.at.stage, len(self.stages)):
             self._enter(number)
             self._fit(self.stages[number])
+            self._leave(number)
         return self.model
 
-    def evaluate(self, model: nn.Module | None = None) -> Evaluation:
-        """The test split, in evaluation form."""
+    def evaluate(self) -> Evaluation:
+        """The test split, in evaluation form; of the averaged weights where there are some. Logits in rank 0 only."""
         self.log.emit("phase", name="eval")
-        return evaluate(model or self.model, self.test_batches())
+        found = None
+        if self.world.main:
+            found = evaluate(self.average.module if self.average is not None else self.model, self.test_batches())
+        loss, correct, total = self.world.tell((found.loss, found.correct, found.total) if found else None)
+        return found or Evaluation(loss, correct, total, torch.empty(0))
 
     def test_batches(self) -> Any:
         """Normalised batches of the whole test split, in order."""
@@ -148,44 +163,144 @@ class Trainer:
         packed = predict_bytes(final, self.info())
         self.log.emit("size", float_bytes=self.float_bytes, packed_bytes=packed, layers=layers)
 
+    def _build(self, weights: str | None) -> nn.Module:
+        """The float network, with the weights of a file or freshly drawn ones."""
+        model = build(self.config.model, **model_args(self.data)).to(self.device)
+        if weights:
+            load_into(model, weights_from(weights), where=weights)
+        return to_channels_last(model)
+
     def _attach(self, model: nn.Module, scheme: Scheme) -> nn.Module:
         config = self.config
-        return attach(
-            model,
-            scheme,
-            first_last=config.first_last,
-            override=config.override,
-            stage_act_bits=config.stage_act_bits,
-            act_quantizer=config.act_quantizer,
-            weight_quantizer=config.weight_quantizer,
-            granularity=config.granularity,
-        )
+        choices: dict[str, Any] = {
+            "first_last": config.first_last,
+            "override": config.override,
+            "stage_act_bits": config.stage_act_bits,
+            "act_quantizer": config.act_quantizer,
+            "weight_quantizer": config.weight_quantizer,
+            "granularity": config.granularity,
+        }
+        if quant_layers(model):
+            return requantize(model, scheme, like=self.layer_names, **choices)
+        return attach(model, scheme, **choices)
 
     def _enter(self, number: int) -> None:
         """Bring model, optimizer and step into the form of a stage, fresh or from the checkpoint."""
-        stage, config = self.stages[number], self.config
+        stage, config, saved = self.stages[number], self.config, self.saved
         if number != self.at.stage:
             self.at = Position(stage=number, step=self.at.step, float_accuracy=self.at.float_accuracy)
+        if self.inq is not None:
+            # the next portion: optimizer and compiled step go on, the schedule of the learning rate starts anew
+            self.inq.step()
+            return
         if not stage.scheme.is_float:
-            fresh_from_scratch = number == 0 and config.init is None
+            if saved is None and number == 0:
+                self._first_words(stage.scheme)
+            if saved is None:
+                self.world.same(self.model)
+            self.teacher = self._teacher()
             self._attach(self.model, stage.scheme)
-            if self.saved is None:
-                if number == 0 and config.init is not None:
-                    self.at.float_accuracy = self._initial_accuracy()
-                self._calibrate(batch_statistics=fresh_from_scratch)
-        self.optimizer = make_optimizer(self.model, config, epochs=stage.epochs, steps_per_epoch=len(self.batches))
-        if self.saved is not None:
-            self.model.load_state_dict(self.saved["model"])
-            self.optimizer.load_state_dict(self.saved["optimizer"])
-            self.saved = None
-        self.step = TrainStep(self.model, self.optimizer, compile=config.compile, amp=config.amp)
-        self.flips = FlipMeter(self.model)
+            if saved is None:
+                self._calibrate(batch_statistics=number == 0 and config.init is None)
+                self.world.same(self.model)
+        self.peak = peak_rate(config, stage.scheme)
+        self.optimizer = make_optimizer(
+            self.model,
+            config,
+            lr=self.peak,
+            # the portions of INQ share one optimizer
+            epochs=stage.epochs if stage.portion is None else config.epochs,
+            steps_per_epoch=len(self.batches),
+        )
+        if saved is not None:
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+        self.oscillation = Oscillation(self.model, threshold=config.oscillation_freeze)
+        if config.ema:
+            self.average = Average(self.model, config.ema)
+        if stage.portion is not None:
+            portions = portions_of(config.portions, stage.scheme.weight_bits)
+            self.inq = INQScheduler(self.optimizer, portions, config.portion_strategy, seed=config.seed)
+            if saved is None:
+                self.inq.step()
+        if saved is not None:
+            if self.average is not None:
+                self.average.load_state_dict(saved["average"])
+            if self.inq is not None:
+                self.inq.load_state_dict(saved["inq"])
+            if config.oscillation_freeze:
+                self.oscillation.load_state_dict(saved["oscillation"])
+            self._draw_on(saved)
+        self.saved = None
+        self.step = TrainStep(
+            self.model, self.optimizer, compile=config.compile, amp=config.amp,
+            objective=self._objective(stage), after=self._after_step, world=self.world,
+        )  # fmt: skip
 
-    def _initial_accuracy(self) -> float:
-        """Accuracy of the float weights that --init gave, measured on a fresh float copy."""
-        model = build(self.config.model, **model_args(self.data)).to(self.device)
-        load_into(model, weights_from(self.config.init or ""), where=self.config.init or "")
-        return self.evaluate(to_channels_last(model)).accuracy
+    def _draw_on(self, saved: dict[str, Any]) -> None:
+        """Go on with the checkpoint's random numbers, which networks with dropout draw; the first process alone."""
+        if self.world.main and "random" in saved:
+            torch.set_rng_state(saved["random"])
+            if self.device.type == "cuda" and "random_cuda" in saved:
+                torch.cuda.set_rng_state(saved["random_cuda"], self.device)
+
+    def _leave(self, number: int) -> None:
+        """The averaged weights are what a stage gives; at the end the normalizations are estimated anew."""
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+            self.average = None
+        if number + 1 < len(self.stages) or not self.config.norm_batches:
+            return
+        self.log.emit("phase", name="calibrate")
+        batches = (channels_last(x) for x, _ in itertools.islice(self.batches.epoch(0), self.config.norm_batches))
+        update_bn(batches, self.model, self.device)
+        self.world.same(self.model)
+        result = self.evaluate()
+        self.at.last = result.accuracy
+        epoch = self._epoch_key()
+        if result.accuracy > self.at.best:
+            self.at.best, self.at.best_epoch = result.accuracy, epoch
+        self.log.emit("eval", step=self.at.step, epoch=epoch, split="test", loss=result.loss, acc=result.accuracy)
+
+    def _after_step(self) -> None:
+        if self.inq is not None:
+            self.inq.hold()
+        if self.oscillation.threshold:
+            self.oscillation.hold()
+        if self.average is not None:
+            self.average.update(self.model)
+
+    def _objective(self, stage: Stage) -> Objective:
+        config = self.config
+        return Objective(
+            teacher=None if stage.scheme.is_float else self.teacher,
+            share=config.distill,
+            temperature=config.distill_temperature,
+            pulled=self.model,
+            pull=config.weight_regularization,
+            amp=config.amp,
+        )
+
+    def _teacher(self) -> nn.Module | None:
+        """The float network that teaches: from its file, from --init, or what the float epochs gave."""
+        if not self.config.distill or self.teacher is not None:
+            return self.teacher
+        if self.saved is not None:
+            teacher = self._build(None)
+            teacher.load_state_dict(self.saved["teacher"])
+        elif file := self.config.teacher or self.config.init:
+            teacher = self._build(file)
+        else:
+            teacher = copy.deepcopy(self.model)
+        return teacher.eval().requires_grad_(False)
+
+    def _first_words(self, scheme: Scheme) -> None:
+        """Before the first quantized step: what the float weights are worth."""
+        if self.config.init is not None:
+            self.at.float_accuracy = self.evaluate().accuracy
+        elif scheme.pow2:
+            text = "INQ is for trained weights, but these are freshly drawn; give --init FILE or --float-epochs"
+            self.log.emit("alert", level="warning", title="untrained network", text=text)
 
     def _calibrate(self, *, batch_statistics: bool) -> None:
         self.log.emit("phase", name="calibrate")
@@ -196,28 +311,30 @@ class Trainer:
     def _fit(self, stage: Stage) -> None:
         steps = stage.epochs * len(self.batches)
         meter = StepMeter(self.device)
-        compiling = self.config.compile and self.at.epoch < stage.epochs
-        self.log.emit("phase", name="compile" if compiling else stage.name)
+        compiling = self.step.compiles and self.at.epoch < stage.epochs
+        self.log.emit("phase", name="compile" if compiling else stage.name, stage=stage.label)
         next_system = 0.0
         while self.at.epoch < stage.epochs:
             self.model.train()
             for x, y in self.batches.epoch(self._epoch_key(), start=self.at.batch):
                 done = (self.at.epoch * len(self.batches) + self.at.batch) / steps
-                lr = learning_rate(self.config, done, epochs=stage.epochs)
+                lr = learning_rate(self.config, done, peak=self.peak, epochs=stage.epochs)
                 loss, correct = self.step(channels_last(x), y, lr)
                 self.at.batch += 1
                 self.at.step += 1
                 if compiling:
                     compiling = False
-                    self.log.emit("phase", name=stage.name)
-                if fields := meter.add(loss, correct, len(y), self.flips.measure, self._resolution):
-                    self._report(fields, lr)
+                    self.log.emit("phase", name=stage.name, stage=stage.label)
+                if fields := meter.add(loss, correct, len(y), self.oscillation.flips, self._resolution):
+                    self._report(fields if self.inq is None else {**fields, "portion": self.inq.portion}, lr)
                 if time.monotonic() >= next_system:
                     next_system = time.monotonic() + SYSTEM_EVERY_S
                     self.log.emit("sys", **system_load(self.device))
-                if self.should_stop():
+                if self.world.any(self.should_stop()):
                     self.checkpoint()
                     raise Stopped
+                if self.world.any(bool(self.diverged)):
+                    raise Diverged(self.diverged or "the loss is not finite in another process; lower --lr")
             self._end_of_epoch(stage)
 
     def _resolution(self) -> torch.Tensor | None:
@@ -228,16 +345,19 @@ class Trainer:
         return sum(s.epochs for s in self.stages[: self.at.stage]) + self.at.epoch
 
     def _report(self, fields: dict[str, float], lr: float) -> None:
+        fields["img_s"] *= self.world.size
         self.log.step(step=self.at.step, epoch=self._epoch_key() + 1, lr=lr, **fields)
         if not math.isfinite(fields["loss"]):
             sentence = f"the loss is {fields['loss']} at step {self.at.step}; lower --lr (now {lr:.3g}) or add --warmup"
             self.log.emit("alert", level="error", title="loss is not finite", text=sentence)
-            raise Diverged(sentence)
+            self.diverged = sentence
 
     def _end_of_epoch(self, stage: Stage) -> None:
         epoch = self._epoch_key() + 1
         result = self.evaluate()
         self.log.emit("eval", step=self.at.step, epoch=epoch, split="test", loss=result.loss, acc=result.accuracy)
+        if not stage.scheme.is_float:
+            self.log.emit("layers", step=self.at.step, epoch=epoch, layers=layer_report(self.model, self.oscillation))
         if result.accuracy < self.at.best / 2:
             text = f"accuracy fell to {result.accuracy:.2f} % from {self.at.best:.2f} %"
             self.log.emit("alert", level="warning", title="training diverges", text=text)
@@ -249,76 +369,27 @@ class Trainer:
         self.at.epoch, self.at.batch = self.at.epoch + 1, 0
         self.checkpoint()
         if self.at.epoch < stage.epochs:
-            self.log.emit("phase", name=stage.name)
+            self.log.emit("phase", name=stage.name, stage=stage.label)
 
     def checkpoint(self) -> None:
         """Write checkpoint.pt (tmp + fsync + rename), never over a good one with NaN weights."""
         if not all(bool(p.isfinite().all()) for p in self.model.parameters()):
             raise Diverged(f"a weight is NaN or infinite at step {self.at.step}; the last good checkpoint is kept")
+        if not self.world.main:
+            return
         state = {
             "version": 1,
             "config": to_dict(self.config),
             "position": asdict(self.at),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
         }
+        if self.device.type == "cuda":
+            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
+        held = self.oscillation if self.oscillation.threshold else None
+        parts = {"inq": self.inq, "average": self.average, "teacher": self.teacher, "oscillation": held}
+        state |= {name: part.state_dict() for name, part in parts.items() if part is not None}
         target = self.path / "checkpoint.pt"
-        # through memory: torch.save would hide a full disk behind an error of its own
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        with atomic(target, otherwise="the last checkpoint is kept") as file:
-            file.write(buffer.getbuffer())
+        write_checkpoint(target, state)
         self.log.emit("checkpoint", step=self.at.step, path=target.name, best=self.at.last >= self.at.best)
-
-
-def plan(config: TrainConfig) -> list[Stage]:
-    """The stages of a run: float first if asked for, then the scheme."""
-    scheme = Scheme.parse(config.scheme)
-    last = Stage("float" if scheme.is_float else "train", scheme, config.epochs)
-    if config.float_epochs and not scheme.is_float:
-        return [Stage("float", Scheme(), config.float_epochs), last]
-    return [last]
-
-
-def model_args(data: datasets.DataSet) -> dict[str, int]:
-    """The arguments that every model builder takes, from the data."""
-    channels, size = data.train.images.shape[1], data.train.images.shape[2]
-    return {"num_classes": len(data.classes), "in_channels": channels, "image_size": size}
-
-
-def describe(
-    model: str, data: datasets.DataSet, mean: Sequence[float], std: Sequence[float], metrics: dict[str, Any]
-) -> Info:
-    """What a file says about itself: builder, how its images are prepared, class names, figures."""
-    args = model_args(data)
-    images = {"name": data.name, "size": args["image_size"], "channels": args["in_channels"]}
-    return Info({"name": model, "args": args}, {**images, "mean": list(mean), "std": list(std)}, data.classes, metrics)
-
-
-def pick_device(name: str) -> torch.device:
-    """auto: CUDA if there is one. Raises ValueError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name} is not supported: expected auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise ValueError(f"device {name} was asked for, but this torch sees {found} CUDA devices; use --device cpu")
-    return device
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's contents. Raises ValueError when it is damaged."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"checkpoint {path} cannot be read ({reason}); start the run anew") from None
-    wanted = {"version", "config", "position", "model", "optimizer"}
-    if not isinstance(state, dict) or not wanted <= state.keys() or state["version"] != 1:
-        raise ValueError(f"checkpoint {path} is not one of this program's (version 1); start the run anew")
-    return state

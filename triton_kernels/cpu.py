@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triton_kernels.reference import epilogue, finish
+from triton_kernels.reference import conv_sizes, epilogue, finish
 from triton_kernels.spec import Output
 
 OPS = {
@@ -36,7 +36,7 @@ class ConvForm:
     scales: Tensor  # float32 [O], ones
     zero_points: Tensor  # int32 [O], zeros
     out_channels: int
-    kernel_extent: tuple[int, int]  # dilation * (kernel - 1) + 1
+    kernel: tuple[int, int]
     stride: list[int]
     padding: list[int]
     dilation: list[int]
@@ -73,8 +73,7 @@ def prepare_conv2d(
     scales, zeros = torch.ones(out), torch.zeros(out, dtype=torch.int32)
     geometry = list(stride), list(padding), list(dilation), groups
     opaque = torch.ops.onednn.qconv_prepack(weight.contiguous(), scales, 1.0, zero_point, *geometry, None)
-    extent = (dilation[0] * (kh - 1) + 1, dilation[1] * (kw - 1) + 1)
-    return ConvForm(opaque, scales, zeros, out, extent, *geometry, zero_point, fused and _fused_is_exact())
+    return ConvForm(opaque, scales, zeros, out, (kh, kw), *geometry, zero_point, fused and _fused_is_exact())
 
 
 def int_conv2d(x: Tensor, form: ConvForm) -> Tensor:
@@ -216,10 +215,7 @@ def _fused_is_exact() -> bool:
 
 
 def _padding_only(x: Tensor, form: ConvForm) -> Tensor:
-    sizes = [
-        (n + 2 * p - e) // s + 1
-        for n, p, e, s in zip(x.shape[2:], form.padding, form.kernel_extent, form.stride, strict=True)
-    ]
+    sizes = conv_sizes(x.shape[2:], form.kernel, form.stride, form.padding, form.dilation)
     empty = torch.empty((x.shape[0], form.out_channels, *sizes), memory_format=torch.channels_last)
     return empty.zero_()
 

@@ -45,11 +45,12 @@ from triton_kernels.fake_quant_kernels import (
 
 # `offline` looks for the cases here
 from triton_kernels.fake_quant_kernels import cases as cases
+from triton_kernels.layout import code_range
 
 
 def learned_weight(weight: Tensor, step: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """`tq.quantizers.LearnedWeight`: weight [O, ...] and step [O] or [1], float32 -> codes [O, ...], scale [O]."""
-    low, high = (-1, 1) if bits == 1 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    low, high = code_range(bits)
     factor = (max(weight.numel() / step.numel(), 1) * high) ** -0.5
     codes, scale = torch.ops.tq.fake_quant_lsq(weight, step, low, high, factor, bits == 1, True)
     return codes, scale.expand(weight.shape[0])

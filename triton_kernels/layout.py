@@ -9,7 +9,8 @@ A row of K signed integer codes becomes `row_bytes(K, bits) = ceil(K * bits / 8)
     rows are dense, and the last byte of a row is filled up with zero bits.
 
 A convolution's weight is one row per output channel over K = kh * kw * (in / groups), input channel fastest: the OIHW
-weight permuted to O, H, W, I and flattened. A linear weight [out, in] is its own rows.
+weight permuted to O, H, W, I and flattened. A linear weight [out, in] is its own rows. Weights that are powers of two
+have codes of their own in the same rows, see `codebook`.
 
 Test vectors (bytes in hexadecimal, first byte first):
 
@@ -72,7 +73,16 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, k: int) -> Tensor:
-    """Undo `pack`: uint8 [..., row_bytes(k, bits)] to int8 codes [..., k].
+    """Undo `pack`: uint8 [..., row_bytes(k, bits)] to int8 codes [..., k]. Raises ValueError as `unpack_stored`."""
+    stored = unpack_stored(packed, bits, k)
+    if bits == 8:
+        return (stored ^ 0x80).view(torch.int8)
+    codes = stored.to(torch.int8)
+    return codes * 2 - 1 if bits == 1 else codes - (1 << (bits - 1))
+
+
+def unpack_stored(packed: Tensor, bits: int, k: int) -> Tensor:
+    """The codes as they are stored, from 0 on: uint8 [..., row_bytes(k, bits)] to uint8 [..., k].
 
     Raises ValueError for another dtype or row length. The filling bits of the last byte are ignored.
     """
@@ -83,19 +93,29 @@ def unpack(packed: Tensor, bits: int, k: int) -> Tensor:
             f"{list(packed.shape)}: check the weight's shape and bits"
         )
     if bits == 8:
-        return (packed ^ 0x80).view(torch.int8)
-    mask = (1 << bits) - 1
-    stored = (packed.unsqueeze(-1) >> _shifts(bits, packed.device)) & mask
-    codes = stored.reshape(*packed.shape[:-1], packed.shape[-1] * (8 // bits))[..., :k].to(torch.int8)
-    return codes * 2 - 1 if bits == 1 else codes - (1 << (bits - 1))
+        return packed
+    stored = (packed.unsqueeze(-1) >> _shifts(bits, packed.device)) & ((1 << bits) - 1)
+    return stored.reshape(*packed.shape[:-1], packed.shape[-1] * (8 // bits))[..., :k]
 
 
 def pack_weight(codes: Tensor, bits: int) -> Tensor:
     """Pack a weight: int8 [out, in/groups, kh, kw] or [out, in] to uint8 [out, row_bytes(K, bits)]."""
-    if codes.dim() not in (2, 4):
-        raise ValueError(f"expected a 4-D OIHW or 2-D weight, got {list(codes.shape)}: reshape it before packing")
-    rows = codes.permute(0, 2, 3, 1).flatten(1) if codes.dim() == 4 else codes
-    return pack(rows, bits)
+    return pack(to_rows(codes), bits)
+
+
+def to_rows(weight: Tensor) -> Tensor:
+    """A weight's rows in the order in which they are packed: OIHW or [out, in], any dtype, to [out, K]."""
+    if weight.dim() not in (2, 4):
+        raise ValueError(f"expected a 4-D OIHW or 2-D weight, got {list(weight.shape)}: reshape it before packing")
+    return weight.permute(0, 2, 3, 1).flatten(1) if weight.dim() == 4 else weight
+
+
+def from_rows(rows: Tensor, shape: Sequence[int]) -> Tensor:
+    """Undo `to_rows`: [out, K] to a contiguous weight of `shape`, OIHW or [out, in]."""
+    if len(shape) == 2:
+        return rows
+    out, in_per_group, kh, kw = shape
+    return rows.reshape(out, kh, kw, in_per_group).permute(0, 3, 1, 2).contiguous()
 
 
 def check_packed(packed: Tensor, bits: int, shape: Sequence[int]) -> None:
@@ -114,11 +134,7 @@ def check_packed(packed: Tensor, bits: int, shape: Sequence[int]) -> None:
 def unpack_weight(packed: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
     """Undo `pack_weight`: uint8 [out, row_bytes(K, bits)] to a contiguous int8 weight (`shape` OIHW or [out, in])."""
     check_packed(packed, bits, shape)
-    rows = unpack(packed, bits, prod(shape[1:]))
-    if len(shape) == 2:
-        return rows
-    out, in_per_group, kh, kw = shape
-    return rows.reshape(out, kh, kw, in_per_group).permute(0, 3, 1, 2).contiguous()
+    return from_rows(unpack(packed, bits, prod(shape[1:])), shape)
 
 
 def _shifts(bits: int, device: torch.device) -> Tensor:

@@ -284,7 +284,7 @@ class Plan:
             c.chunks, offsets = len(taps), taps
             tiled = np.ascontiguousarray(weight.reshape(out, -1).T)
         else:
-            tiled, blocks, offsets, c.chunk = _tile(weight, taps, conv.groups, c.channels, step.dilation[1])
+            tiled, blocks, offsets, c.chunk = _tile(weight, taps, conv.groups, step.dilation[1])
             c.chunks = len(offsets)
         c.blocks = len(blocks)
         c.weight = self._keep(tiled)
@@ -356,7 +356,7 @@ class _Layout:
 
 
 def _tile(
-    weight: np.ndarray, taps: Sequence[int], groups: int, channels: int, dilation_w: int
+    weight: np.ndarray, taps: Sequence[int], groups: int, dilation_w: int
 ) -> tuple[np.ndarray, list[tuple[int, int, int]], list[int], int]:
     """int8 OHWI as [block, chunk, chunk / 4, 16, 4], the blocks, the byte offsets of the chunks, a chunk's length."""
     out, kh, kw, per_group = weight.shape

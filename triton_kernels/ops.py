@@ -22,7 +22,7 @@ from torch import Tensor
 
 from triton_kernels import checks, cpu, dispatch, reference
 from triton_kernels.dispatch import IMPLS, choose, describe, prepare_conv2d, prepare_matmul
-from triton_kernels.layout import check_packed, unpack
+from triton_kernels.layout import check_packed, unpack_stored
 from triton_kernels.spec import Input, Output
 
 __all__ = ["IMPLS", "choose", "describe", "prepare_conv2d", "prepare_matmul"]
@@ -185,11 +185,8 @@ def _as_bytes(x: Tensor, given: Input, k: int) -> tuple[Tensor, int, Tensor | No
         codes = reference.quantize_u8(x, given.inv_scale, given.zero_point, given.qmin, given.qmax, binary=given.binary)
         return codes, reference.u8_zero_point(given.zero_point, given.qmin, given.qmax, binary=given.binary), None
     if kind == "packed":
-        codes = unpack(x, given.bits, k)
-        if given.binary:
-            return (codes + 1).to(torch.uint8), 1, None
-        low = (codes + 1) // 2 if given.bits == 1 else codes + (1 << (given.bits - 1))
-        return low.to(torch.uint8), given.zero_point, None
+        codes = unpack_stored(x, given.bits, k)
+        return (codes * 2, 1, None) if given.binary else (codes, given.zero_point, None)
     zero = given.zero_point
     if kind == "dynamic":
         x, row_scale = reference.quantize_rows(x)
@@ -294,11 +291,7 @@ def _geometry(rest: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
 def _conv_shape(
     x: Tensor, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, ...]:
-    sizes = [
-        (size + 2 * pad - step * (kernel - 1) - 1) // hop + 1
-        for size, pad, step, kernel, hop in zip(x.shape[2:], padding, dilation, shape[2:], stride, strict=True)
-    ]
-    return (x.shape[0], shape[0], *sizes)
+    return (x.shape[0], shape[0], *reference.conv_sizes(x.shape[2:], shape[2:], stride, padding, dilation))
 
 
 def _images(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -25,6 +25,7 @@ from triton_kernels.conv_kernel import conv
 from triton_kernels.epilogue import plan_sum, tail_of
 from triton_kernels.launch import Case, Launch, interpreted
 from triton_kernels.layout import row_bytes
+from triton_kernels.reference import conv_sizes
 from triton_kernels.spec import NO_INPUT, NO_OUTPUT, Input, Output
 from triton_kernels.tuning import Config, architecture, choose, fits
 
@@ -170,12 +171,8 @@ def quant_conv2d(
     channels = form.shape[1] * form.groups
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f"expected x [N, {channels}, H, W], got {list(x.shape)}: this weight was made for that")
-    image = [
-        (size + 2 * pad - step * (kernel - 1) - 1) // hop + 1
-        for size, pad, step, kernel, hop in zip(x.shape[2:], padding, dilation, form.shape[2:], stride, strict=True)
-    ]
     y = torch.empty(
-        (x.shape[0], form.shape[0], *image),
+        (x.shape[0], form.shape[0], *conv_sizes(x.shape[2:], form.shape[2:], stride, padding, dilation)),
         dtype=out.out_dtype,
         device=x.device,
         memory_format=torch.channels_last,
@@ -233,15 +230,15 @@ def _case(layer: tuple[str, int, int, int, int, int, int], bits: int, dtype: tor
         torch.empty(o, row_bytes(i // groups * kernel**2, bits), dtype=torch.uint8, device=meta), bits, shape, groups
     )
     x = torch.empty(batch, i, size, size, dtype=dtype, device=meta, memory_format=torch.channels_last)
-    out_size = (size - 1) // stride + 1
+    strides = (stride, stride)
+    out_size = conv_sizes((size, size), (kernel, kernel), strides, padding)
     y_dtype = torch.float16 if dtype == torch.float16 else dtype if dtype == torch.int8 else torch.uint8
-    y = torch.empty(batch, o, out_size, out_size, dtype=y_dtype, device=meta, memory_format=torch.channels_last)
+    y = torch.empty(batch, o, *out_size, dtype=y_dtype, device=meta, memory_format=torch.channels_last)
     vector, number = torch.empty(o, device=meta), torch.empty((), device=meta)
     given = Input(inv_scale=number if dtype == torch.float32 else None, zero_point=-128 if dtype == torch.int8 else 0)
     out = Output(relu=True, inv_scale=None if dtype == torch.float16 else number, dtype=y_dtype)
     if dtype == torch.int8:
         out = replace(out, residual=y, residual_scale=number, zero_point=-128, qmin=-128, qmax=127)
-    strides = (stride, stride)
     launches = plan(x, form, vector, vector, given, out, y, strides, padding, (1, 1))
     instructions = ("HMMA", "HGMMA") if dtype == torch.float16 else (r"IMMA.*S8\.S8", r"IGMMA.*S8\.S8")
     needs: dict[int, tuple[str, ...]] = {} if groups > 1 else {80: instructions[:1], 90: instructions[1:]}

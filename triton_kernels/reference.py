@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triton_kernels.layout import unpack, unpack_weight
+from triton_kernels.layout import unpack_stored, unpack_weight
 from triton_kernels.spec import NO_INPUT, NO_OUTPUT, Input, Output
 
 
@@ -77,6 +77,21 @@ def _rounded(x: Tensor, inv_scale: Tensor | None, zero_point: int, qmin: int, qm
     q = torch.round(x.to(torch.float32) * inv_scale)
     # No "+ 0": a compiler may not drop it, because it turns -0 into 0.
     return torch.clamp(q + zero_point if zero_point else q, qmin, qmax)
+
+
+def conv_sizes(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+) -> tuple[int, int]:
+    """(height, width) of what a convolution or pooling makes of an image of `size`; below 1 where it does not fit."""
+    height, width = (
+        (n + 2 * pad - step * (k - 1) - 1) // hop + 1
+        for n, k, hop, pad, step in zip(size, kernel, stride, padding, dilation, strict=True)
+    )
+    return height, width
 
 
 def int_conv2d(
@@ -163,8 +178,7 @@ def centred(x: Tensor, given: Input, k: int) -> Tensor:
         return quantize_rows(x)[0].to(torch.float32)
     if kind == "codes":
         return x.to(torch.float32) - given.zero_point
-    codes = unpack(x, given.bits, k).to(torch.float32)
-    codes = (codes + 1) / 2 if given.bits == 1 else codes + (1 << (given.bits - 1))
+    codes = unpack_stored(x, given.bits, k).to(torch.float32)
     return codes * 2 - 1 if given.binary else codes - given.zero_point
 
 

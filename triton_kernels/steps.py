@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from triton_kernels.reference import conv_sizes
+
 Shape = tuple[int, int, int]
 
 
@@ -99,12 +101,7 @@ def _shape(step: Step, source: Shape) -> Shape:
         return c, 1, 1
     if step.kind == "add":
         return source
-    sizes = [
-        (size + 2 * pad - step_ * (kernel - 1) - 1) // hop + 1
-        for size, pad, step_, kernel, hop in zip(
-            (h, w), step.padding, step.dilation, step.kernel, step.stride, strict=True
-        )
-    ]
+    sizes = conv_sizes((h, w), step.kernel, step.stride, step.padding, step.dilation)
     if min(sizes) < 1:
         raise ValueError(
             f"expected an image of at least the {step.kind}'s kernel {step.kernel}, got {h} x {w}: use larger images"
@@ -113,10 +110,10 @@ def _shape(step: Step, source: Shape) -> Shape:
         out, per_group, *_ = step.conv.shape
         if per_group * step.conv.groups != c:
             raise ValueError(f"expected {per_group * step.conv.groups} channels, got {c}: the layers do not fit")
-        return out, sizes[0], sizes[1]
+        return out, *sizes
     if step.kind == "pad_shortcut" and not 0 <= step.front <= step.channels - c:
         raise ValueError(f"expected a shortcut that adds channels to {c}, got {step.front} in front of {step.channels}")
-    return (step.channels or c), sizes[0], sizes[1]
+    return step.channels or c, *sizes
 
 
 def check_inputs(program: Program, inputs: Sequence[Tensor]) -> None:

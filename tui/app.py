@@ -246,7 +246,7 @@ class TqApp(Keyed, App[None]):
 
         from tui.palette import KeyCommands
 
-        if not isinstance(self.screen, CommandPalette):
+        if not any(isinstance(screen, CommandPalette) for screen in self.screen_stack):
             self.push_screen(CommandPalette(providers=[KeyCommands], placeholder="What do you want to do?"))
 
     def action_theme(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from textual.content import Content
 
-from tq.history import LayerFigures, RunState
+from tq.run_state import LayerFigures, RunState
 from tui import state
 from tui.bars import columns, padded
 

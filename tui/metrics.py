@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tq.history import Eval, Point, RunState
+from tq.run_state import Eval, Point, RunState
 from tui import curves
 from tui.curves import SMOOTHING, Curve, Picture, Window, X
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tq import query, runs
 from tq.history import RunState, binned
-from tq.plot import packed_point, pareto
+from tq.panels import packed_point, pareto
 from tq.query import Query
 from tq.runs import Status
 from tui.system import System

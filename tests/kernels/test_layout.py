@@ -1,11 +1,14 @@
 """The bit layout: test vectors, round trips at odd sizes, and the errors."""
 
+import pkgutil
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 
+import triton_kernels
 from triton_kernels import layout
 
 VECTORS = [
@@ -100,3 +103,12 @@ def test_errors_name_what_was_expected() -> None:
 def test_importing_the_package_loads_no_torch() -> None:
     code = "import sys, triton_kernels as t; assert t.__tq__ is True; assert 'torch' not in sys.modules; t.layout.BITS"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_says_what_each_of_its_modules_is() -> None:
+    modules = {module.name for module in pkgutil.iter_modules(triton_kernels.__path__)}
+    assert {"layout", "spec", "native", "quant_conv2d"} <= modules <= set(dir(triton_kernels))
+    assert not [name for name in modules if not re.search(rf"\b{name}\b", triton_kernels.__doc__ or "")]
+    assert triton_kernels.spec.NO_OUTPUT.out_dtype == torch.float32
+    with pytest.raises(AttributeError, match="has no attribute 'speck'"):
+        _ = triton_kernels.speck

@@ -18,8 +18,8 @@ from tq.evaluate import evaluate
 from tq.file_format import Info
 from tq.imagefolder import read_image
 from tq.layers import channels_last
+from tq.machine import pick_device
 from tq.models import build
-from tq.train import pick_device
 
 
 def eval(flags: Eval, argv: list[str]) -> None:

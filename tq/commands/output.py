@@ -22,7 +22,7 @@ def stderr() -> Console:
 
 def show(result: dict[str, Any], flags: Output, render: Callable[[dict[str, Any]], RenderableType]) -> None:
     """Print `result`: with --json as one object, else as `render` draws it; --out keeps the object in a file."""
-    text = json.dumps(_plain(result), indent=1, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False)
     if flags.out is not None:
         with atomic(flags.out) as file:
             file.write(f"{text}\n".encode())
@@ -32,7 +32,7 @@ def show(result: dict[str, Any], flags: Output, render: Callable[[dict[str, Any]
 def print_result(result: dict[str, Any], flags: Output, render: Callable[[dict[str, Any]], RenderableType]) -> None:
     """`show` without --out, for commands whose --out is something else."""
     if flags.json:
-        print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False))
+        print(json.dumps(plain(result), ensure_ascii=False, allow_nan=False))
     else:
         Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(render(result))
 
@@ -45,12 +45,12 @@ def size(count: float) -> str:
     return f"{int(count)} B"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """NaN and infinity have no JSON: null."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value

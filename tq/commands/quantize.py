@@ -29,18 +29,19 @@ from tq.commands.checking import progress_on
 from tq.commands.evaluate import file_of
 from tq.commands.output import print_result, size, stderr
 from tq.config import QuantizeConfig
+from tq.describe import describe, model_args
 from tq.divergence import compare, twins
 from tq.evaluate import evaluate
 from tq.file_format import FORMAT, Info
 from tq.layers import EXACT_FLOAT32, channels_last
+from tq.machine import pick_device
 from tq.macs import multiply_accumulates
 from tq.mixed_precision import Choice
 from tq.models import build, load_into, weights_from
 from tq.pareto_plot import plot_front
-from tq.plot import SUFFIXES
+from tq.picture import SUFFIXES
 from tq.post_training import run
 from tq.ptq.images import check_forward
-from tq.train import describe, model_args, pick_device
 from tq.verify import Proof, save_verified
 
 # Between two lines of progress in a file: often enough for whoever watches it, rare enough for whoever keeps it.
@@ -163,6 +164,7 @@ def _layers(model: nn.Module, images: Tensor, ratios: dict[str, float], choice: 
         {
             "name": c.name,
             "kind": c.kind,
+            "scheme": c.scheme,
             "weight_bits": c.weight_bits,
             "act_bits": c.act_bits,
             "macs": macs.get(c.name, 0),
@@ -185,13 +187,11 @@ def _allocation(choice: Choice) -> dict[str, Any]:
 
 def _plot(choice: Choice, proof: Proof, out: Path, config: QuantizeConfig) -> None:
     """The front, with the file that was written as the star."""
-    lost = 100 - proof.packed.accuracy
     plot_front(
         out,
         predicted=[(p.bytes, p.loss) for p in choice.allocation.front],
-        chosen=(proof.bytes, lost),
+        chosen=(proof.bytes, 100 - proof.packed.accuracy),
         target_bytes=None if config.target_size is None else parse_size(config.target_size),
-        measured_label="top-1 error of the file (%)",
     )
 
 
@@ -293,10 +293,5 @@ def _account(layers: list[dict[str, Any]]) -> Table:
         table.add_column(column, justify="right" if column in ("bytes", "dB") else "left", overflow="fold")
     for layer in layers:
         ratio = "" if layer["snr_db"] is None else f"{layer['snr_db']:.1f}"
-        bits = (
-            "float"
-            if layer["weight_bits"] == layer["act_bits"] == 16
-            else f"w{layer['weight_bits']}a{layer['act_bits']}"
-        )
-        table.add_row(layer["name"], bits, f"{layer['bytes']:,}", ratio, layer["why"])
+        table.add_row(layer["name"], layer["scheme"], f"{layer['bytes']:,}", ratio, layer["why"])
     return table

@@ -13,6 +13,8 @@ from tq import history, query
 from tq import runs as store
 from tq.cli import Plot, Runs
 from tq.commands.output import print_result, show, size
+from tq.plot import Kind
+from tq.plot import plot as draw
 
 
 def runs(flags: Runs, argv: list[str]) -> None:
@@ -44,15 +46,16 @@ def chosen(flags: Runs) -> list[dict[str, Any]]:
 
 
 def plot(flags: Plot, argv: list[str]) -> None:
-    """Draw curves into a picture."""
-    from tq.plot import plot as draw
-
+    """Draw curves into a picture, or write their table."""
+    if flags.errors and flags.kind not in ("all", "errors"):
+        raise ValueError(f"expected --errors or --kind {flags.kind}, got both; drop one")
     out = flags.out or Path("runs.png")
     chosen = [store.find(flags.runs, name) for name in flags.names] or store.list_runs(flags.runs)
     if not chosen:
         raise ValueError(f"no runs in {flags.runs} to plot; start one: tq train")
-    draw(chosen, out)
-    print_result({"file": str(out)}, flags, lambda r: f"wrote {out}")
+    kind: Kind = "errors" if flags.errors else flags.kind
+    draw(chosen, out, kind=kind)
+    print_result({"file": str(out), "runs": [path.name for path in chosen]}, flags, lambda r: f"wrote {out}")
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
 from rich.table import Table
@@ -14,7 +15,10 @@ from rich.table import Table
 from tq import history, queue, runs
 from tq.cli import Train, explicit
 from tq.commands.output import print_result, size
-from tq.config import TrainConfig, from_dict, to_dict
+from tq.config import TrainConfig, from_dict, to_argv, to_dict
+
+if TYPE_CHECKING:
+    from tq.distributed import World
 
 _VERSIONS = ("torch", "torchvision", "triton", "safetensors", "textual", "rich")
 
@@ -25,6 +29,8 @@ def train(flags: Train, argv: list[str]) -> int:
     dashboard = flags.show == "dashboard" or (flags.show == "auto" and interactive)
     if dashboard and not interactive:
         raise ValueError("the dashboard needs a terminal; use --show progress or --detach")
+    if (flags.detach or flags.queue or dashboard) and started_by_torchrun():
+        raise ValueError("torchrun holds its processes itself; drop --detach and --queue, and use --show progress")
     if flags.queue:
         return _enqueue(flags)
     if flags.detach or dashboard:
@@ -34,7 +40,26 @@ def train(flags: Train, argv: list[str]) -> int:
 
             open_dashboard(flags.runs, path)
         return _report_launched(path, flags)
-    config, run = _open(flags, argv)
+    if not started_by_torchrun():
+        return _work(flags, argv, None)
+    from tq.distributed import World
+
+    world = World.join(flags.device)
+    try:
+        return _work(flags, argv, world) if world.main else _work_along(flags, world)
+    finally:
+        world.leave()
+
+
+def _work(flags: Train, argv: list[str], world: World | None) -> int:
+    try:
+        config, run = _open(flags, argv)
+    except (ValueError, OSError):
+        if world is not None:
+            world.tell(None)
+        raise
+    if world is not None:
+        world.tell((to_dict(config), run.path))
     with run:
         from tq.progress import Progress, Tee
 
@@ -43,9 +68,26 @@ def train(flags: Train, argv: list[str]) -> int:
             run.log = Tee(run.log, progress)  # type: ignore[assignment]
             from tq.session import execute
 
-            summary = execute(config, run, resume=flags.resume is not None, out=flags.out)
+            summary = execute(config, run, resume=flags.resume is not None, out=flags.out, world=world)
     print_result(summary, flags, _render)
     return 0
+
+
+def _work_along(flags: Train, world: World) -> int:
+    """A process of torchrun that is not the first: it trains, and leaves the run's files and the screen alone."""
+    from tq.session import execute
+
+    if (told := world.tell(None)) is None:
+        return 2  # the first process says why
+    settings, path = told
+    config = from_dict(TrainConfig, settings)
+    execute(config, runs.Bystander(path), resume=flags.resume is not None, world=world)
+    return 0
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of several; asked before torch is loaded."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _open(flags: Train, argv: list[str]) -> tuple[TrainConfig, runs.Run]:
@@ -61,7 +103,7 @@ def _open(flags: Train, argv: list[str]) -> tuple[TrainConfig, runs.Run]:
     # absolute, so that the run can be resumed from anywhere
     config = flags.settings(TrainConfig)
     places: dict[str, Any] = {
-        n: str(Path(p).resolve()) for n in ("data", "init") if (p := getattr(config, n)) is not None
+        n: str(Path(p).resolve()) for n in ("data", "init", "teacher") if (p := getattr(config, n)) is not None
     }
     config = dataclasses.replace(config, **places)
     run = runs.create(
@@ -116,19 +158,7 @@ def _enqueue(flags: Train) -> int:
 
 def _argv(config: TrainConfig, out: Path | None) -> list[str]:
     """The command line of a run in the background."""
-    argv = ["train", "--show", "progress"]
-    default = to_dict(TrainConfig())
-    for name, value in to_dict(config).items():
-        if value != default[name]:
-            argv += _flag(name, value)
-    return argv + (["--out", str(out)] if out is not None else [])
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    word = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{word}" if value else f"--no-{word}"]
-    return [f"--{word}", *map(str, value if isinstance(value, list) else [value])]
+    return ["train", "--show", "progress", *to_argv(config)] + (["--out", str(out)] if out is not None else [])
 
 
 def _name(config: TrainConfig) -> str:

@@ -22,11 +22,11 @@ from tq.dequantize import build_float
 from tq.divergence import OUTPUT, Row, compare, first_divergence, is_layer, twins
 from tq.evaluate import evaluate
 from tq.file_format import Info
+from tq.machine import pick_device
 from tq.models import load_into, weights_from
 from tq.onnx.engines import ENGINES
 from tq.packed import packed_layers
 from tq.peers import needed
-from tq.train import pick_device
 
 
 def verify(flags: Verify, argv: list[str]) -> int:
@@ -83,8 +83,7 @@ def _implementations(reference: nn.Module, sample: Sample, progress: Progress) -
 def _bits(layers: dict[str, Any], name: str) -> str:
     if name == OUTPUT:
         return ""
-    form = layers[name].format if name in layers else None
-    return f"w{form.weight_bits}a{form.act_bits}" if form else "float"
+    return layers[name].format.name if name in layers else "float"
 
 
 def _float_network(path: Path, info: Info, flags: Verify) -> nn.Module:

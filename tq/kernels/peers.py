@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tq.kernels.layers import DTYPES, FLOAT_ERROR, Layer
 from tq.kernels.shapes import Problem
 from triton_kernels import reference
-from triton_kernels.layout import unpack_weight
+from triton_kernels.layout import unpack_stored, unpack_weight
 
 PEER_ERROR = 1e-2
 """relative mean error allowed to 16-bit peers, which round weights and outputs to 8 or 11 bits and add in any order"""
@@ -202,8 +202,7 @@ def _gemlite_int8(processor: str) -> Convert:
 def _gemlite(layer: Layer, bits: int, dtype: torch.dtype) -> Any:
     """Our own codes and one scale an output: weight = (stored - zero) * scale."""
     helper: Any = importlib.import_module("gemlite.helper")
-    codes, scale = unpack_weight(layer.packed(bits), bits, layer.shape.weight), layer.weight_scale(bits).view(-1, 1)
-    stored, zero = ((codes + 1) // 2, 0.5) if bits == 1 else (codes + (1 << bits - 1), float(1 << bits - 1))
-    scale = scale.to(dtype) * (2 if bits == 1 else 1)
+    stored, zero = unpack_stored(layer.packed(bits), bits, layer.shape.k), 0.5 if bits == 1 else float(1 << bits - 1)
+    scale = layer.weight_scale(bits).view(-1, 1).to(dtype) * (2 if bits == 1 else 1)
     made = helper.A16Wn(device=str(layer.device), dtype=dtype)
-    return made.from_weights(stored.to(torch.uint8), scale, torch.full_like(scale, zero), bits, layer.shape.k)
+    return made.from_weights(stored, scale, torch.full_like(scale, zero), bits, layer.shape.k)

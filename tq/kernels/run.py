@@ -12,7 +12,6 @@ import os
 import platform
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tq import machine
 from tq.config import KernelBenchConfig
 from tq.kernels import shapes
 from tq.kernels.goals import goals, lines
@@ -28,7 +28,7 @@ from tq.kernels.ours import ours
 from tq.kernels.peers import Contender, peers
 from tq.kernels.shapes import Problem
 from tq.kernels.timing import Clock, ceilings, in_turns
-from tq.train import pick_device
+from tq.machine import pick_device
 from triton_kernels import native, ops
 
 SIZES = {"cuda": (4096, 8192), "cpu": (1024, 2048)}
@@ -85,20 +85,12 @@ def _about(device: torch.device) -> dict[str, Any]:
         versions["cuda"] = torch.version.cuda
     plans = "only on a CPU" if device.type != "cpu" else native.why_not() or native.isa()
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
+        **machine.about(device),
         "versions": versions,
         "implementation": ops.describe(device),
         "native": plans,
         "tuning": os.environ.get("TQ_TUNE", "cached"),
     }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    known = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    return next((line.partition(":")[2].strip() for line in known if line.startswith("model name")), platform.machine())
 
 
 def _measure(problem: Problem, layer: Layer, limits: dict[str, Any], seconds: float) -> list[Row]:
@@ -115,7 +107,7 @@ def _measure(problem: Problem, layer: Layer, limits: dict[str, Any], seconds: fl
                 clocks[i] = Clock(call, layer.device)
         except Exception as error:  # compilers, packages and missing instructions fail in many ways
             checked.pop(i, None)
-            skipped[i] = _reason(error)
+            skipped[i] = machine.reason(error)
     in_turns(list(clocks.values()), seconds)
     rows = [
         _row(problem, contender, clocks.get(i), checked.get(i), skipped.get(i, ""), limits)
@@ -218,12 +210,3 @@ def _caption(result: dict[str, Any]) -> str:
     if result["set"] == "quick":
         parts.append("the quick set; on a CPU the default, --only . measures all")
     return "; ".join(parts)
-
-
-def _reason(error: Exception) -> str:
-    said = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, ModuleNotFoundError) and said == ["not installed"]:
-        return "not installed"
-    if "InvalidCxxCompiler" in type(error).__name__ or any("compiler found" in line for line in said):
-        return "not run: torch.compile found no working C++ compiler; install g++ or clang"
-    return f"not run: {type(error).__name__}: {said[0] if said else 'no reason given'}"

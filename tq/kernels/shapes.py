@@ -18,6 +18,7 @@ from torch import nn
 from tq._torchvision import import_torchvision
 from tq.config import KernelBenchConfig
 from tq.models import build
+from triton_kernels.reference import conv_sizes
 
 BITS = (8, 4, 2, 1)
 ROWS = (1, 4, 16, 64, 256, 4096)
@@ -65,8 +66,8 @@ class Shape:
         """Shape of its result."""
         if not self.conv:
             return (self.weight[0],)
-        side = (self.size + 2 * self.padding - self.weight[2]) // self.stride + 1
-        return (self.weight[0], side, side)
+        stride, padding = (self.stride,) * 2, (self.padding,) * 2
+        return (self.weight[0], *conv_sizes(self.input[1:], self.weight[2:], stride, padding))
 
     @property
     def batch(self) -> int:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
-from tq.models import PadShortcut
 from tq.onnx.graph import Graph
-from tq.onnx.nodes import Context, shape, source
+from tq.onnx.nodes import Context
 from tq.onnx.operators import FUNCTIONS, MODULES
 from tq.packed import PackedLayer
+from tq.packed_graph import trace_packed
+from tq.traced import Unreadable, shape, source
 
 
 def build(model: nn.Module, example: Tensor, weights: str = "auto") -> Any:
@@ -27,21 +28,15 @@ def build(model: nn.Module, example: Tensor, weights: str = "auto") -> Any:
     cannot read the network, or it has a node without a translation.
     """
     try:
-        traced = fx.GraphModule(model, _Tracer().trace(model))
-    except Exception as error:  # torch.fx raises many kinds of errors for code that it cannot read
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        traced = trace_packed(model)
+    except Unreadable as error:
         raise ValueError(
-            f"expected a network that torch.fx can read, got {type(model).__name__} ({reason}); "
+            f"expected a network that torch.fx can read, got {type(model).__name__} ({error.reason}); "
             "take branches on data out of its forward"
         ) from None
     with torch.no_grad():
         ShapeProp(traced).propagate(example)
     return _model(Context(Graph(weights), dict(model.named_modules())), traced, example)
-
-
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PackedLayer | PadShortcut) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _model(context: Context, traced: fx.GraphModule, example: Tensor) -> Any:

@@ -12,6 +12,7 @@ another order than ours, so logits are close and not equal. Three things are not
 - The bias is an operand of Conv only at 8 bits. ONNX Runtime rounds such a bias to whole accumulator steps (its
   WeightBiasQuantization), which are fine at 8 bits and coarse below: with it, resnet20-w1a2 got another class on 9 % of
   the CIFAR images. Below 8 bits an Add behind Conv keeps it float.
+- Powers of two are int8 codes where these hold them, up to 4 bits; beyond, float32 weights with the same values.
 - Below 8 bits the input's codes are clipped between QuantizeLinear and DequantizeLinear, as in arXiv 2206.07527 (QCDQ).
 """
 
@@ -23,9 +24,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from tq.packed import PackedConv2d, PackedLayer
+from tq.packed import Format, PackedConv2d, PackedLayer
 from tq.peers import needed
-from triton_kernels.layout import unpack_weight
 
 OPSETS = {"int8": (13, 7), "int4": (21, 10)}
 """types that can hold a weight code, with the operator set and IR version in which DequantizeLinear takes them"""
@@ -34,6 +34,13 @@ OPSETS = {"int8": (13, 7), "int4": (21, 10)}
 def held_as(bits: int, weights: str) -> str:
     """The type that holds weight codes of 8 bits or less, for the choice "int8", "int4" or "auto" (4 bits as int4)."""
     return "int4" if (bits < 8 and weights == "int4") or (bits == 4 and weights == "auto") else "int8"
+
+
+def code_bits(form: Format) -> int:
+    """Bits of the integers that hold a layer's weight codes, 16 for none: powers of two from 5 bits on pass int8."""
+    if not form.pow2:
+        return form.weight_bits
+    return 8 if form.weight_bits < 5 else 16
 
 
 class Graph:
@@ -159,15 +166,13 @@ def _codes(graph: Graph, layer: PackedLayer, x: str, scale: np.float32, name: st
 
 def _weight(graph: Graph, layer: PackedLayer, name: str) -> tuple[str, np.ndarray | None]:
     """The dequantized weight's name, and float32 signs [O] by which the layer's output is still to be multiplied."""
-    bits = layer.format.weight_bits
+    bits = code_bits(layer.format)
     scale = layer.weight_scale.detach().cpu().numpy()
     columns = (-1, *[1] * (len(layer.format.shape) - 1))
+    codes = layer.codes().detach().cpu().numpy()
     if bits == 16:
-        return graph.constant(
-            f"{name}.weight", layer.weight_packed.detach().cpu().numpy() * scale.reshape(columns)
-        ), None
-    codes = unpack_weight(layer.weight_packed.cpu(), bits, layer.format.shape).numpy()
-    codes, magnitude, sign = positive_scales(codes, scale, bits)
+        return graph.constant(f"{name}.weight", codes * scale.reshape(columns)), None
+    codes, magnitude, sign = positive_scales(codes.astype(np.int8), scale, bits)
     # called a second time, a layer has its weight there already
     if f"{name}.weight" in graph.constants:
         return f"/{name}.weight", sign

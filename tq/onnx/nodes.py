@@ -9,8 +9,7 @@ import numpy as np
 from torch import fx, nn
 
 from tq.onnx.graph import Graph
-
-Size = tuple[int, ...]
+from tq.traced import source
 
 
 class Context:
@@ -37,19 +36,3 @@ class Context:
 
     def add(self, op: str, node: fx.Node, *inputs: str, **attributes: Any) -> str:
         return self.graph.add(op, [self.of(source(node), node), *inputs], node.name, **attributes)
-
-
-def source(node: fx.Node) -> Any:
-    """The first argument of a call, however it was passed."""
-    return node.args[0] if node.args else node.kwargs.get("input", node.kwargs.get("tensors"))
-
-
-def argument(node: fx.Node, place: int, name: str, default: Any = None) -> Any:
-    """An argument of a call by its place or its name."""
-    return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
-
-
-def shape(node: Any) -> Size | None:
-    """Shape of a node's value, None for what is no tensor."""
-    meta: Any = node.meta.get("tensor_meta") if isinstance(node, fx.Node) else None
-    return tuple(meta.shape) if hasattr(meta, "shape") else None

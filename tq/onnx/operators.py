@@ -16,8 +16,9 @@ from torch import fx, nn
 
 from tq.models import PadShortcut
 from tq.onnx.graph import add_layer, add_linear, conv_geometry
-from tq.onnx.nodes import Context, argument, shape, source
+from tq.onnx.nodes import Context
 from tq.packed import PackedLayer
+from tq.traced import MAX_POOL, argument, pair, settings, shape, source
 
 
 def _alias(t: Context, node: fx.Node, *_: Any) -> str:
@@ -98,38 +99,33 @@ def _batch_norm(t: Context, node: fx.Node, norm: nn.BatchNorm2d) -> str:
     return t.add("BatchNormalization", node, *constants, epsilon=norm.eps)
 
 
-def _pool(t: Context, node: fx.Node, module: nn.Module | None, names: Sequence[str]) -> dict[str, Any]:
+def _pool(t: Context, node: fx.Node, names: Sequence[str]) -> dict[str, Any]:
     """Settings of a pooling layer or call; `names` are its arguments in order, the first is the kernel's size."""
-    if module is not None:
-        found = {name: getattr(module, name) for name in names}
-    else:
-        given = {name: argument(node, place, name) for place, name in enumerate(names, 1)}
-        found = {name: value for name, value in given.items() if value is not None}
-    pairs = {name: _pair(found.get(name), 0 if name == "padding" else 1) for name in ("padding", "dilation")}
-    kernel = _pair(found["kernel_size"], 1)
+    found = {name: value for name, value in settings(node, names, t.modules).items() if value is not None}
+    kernel, padding = pair(found["kernel_size"]), pair(found.get("padding", 0))
     if found.get("return_indices") or found.get("divisor_override"):
         raise t.unknown(node, "returns indices or has its own divisor, which have no ONNX translation in tq")
     return {
         "kernel_shape": kernel,
-        "strides": _pair(found.get("stride") or kernel, 1),
-        "pads": [*pairs["padding"], *pairs["padding"]],
+        "strides": pair(found.get("stride") or kernel),
+        "pads": [*padding, *padding],
         "ceil_mode": int(bool(found.get("ceil_mode"))),
-        "dilations": pairs["dilation"],
+        "dilations": pair(found.get("dilation", 1)),
         "count_include_pad": int(bool(found.get("count_include_pad", True))),
     }
 
 
-def _max_pool(t: Context, node: fx.Node, module: nn.Module | None = None) -> str:
-    settings = _pool(t, node, module, ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices"))
-    del settings["count_include_pad"]
-    return t.add("MaxPool", node, **settings)
+def _max_pool(t: Context, node: fx.Node, *_: Any) -> str:
+    attributes = _pool(t, node, MAX_POOL)
+    del attributes["count_include_pad"]
+    return t.add("MaxPool", node, **attributes)
 
 
-def _avg_pool(t: Context, node: fx.Node, module: nn.Module | None = None) -> str:
+def _avg_pool(t: Context, node: fx.Node, *_: Any) -> str:
     names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    settings = _pool(t, node, module, names)
-    del settings["dilations"]
-    return t.add("AveragePool", node, **settings)
+    attributes = _pool(t, node, names)
+    del attributes["dilations"]
+    return t.add("AveragePool", node, **attributes)
 
 
 def _adaptive(t: Context, node: fx.Node, *_: Any) -> str:
@@ -175,11 +171,6 @@ def _pad_shortcut(t: Context, node: fx.Node, module: PadShortcut) -> str:
     thinned = t.graph.add("Slice", [t.of(source(node), node), *limits], f"{node.name}/thinned")
     pads = np.array([0, module.before, 0, 0, 0, module.after, 0, 0], np.int64)
     return t.graph.add("Pad", [thinned, t.graph.constant(f"{node.name}/pads", pads)], node.name)
-
-
-def _pair(value: Any, default: int) -> list[int]:
-    value = default if value is None else value
-    return [value, value] if isinstance(value, int) else [value[0], value[-1]]
 
 
 _SIXTH = {"alpha": 1 / 6, "beta": 0.5}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tq.attach import quant_layers
 from tq.ptq.ranges import Histogram, act_affine, act_scale, weight_scale
-from tq.quantizers import ActQuantizer, LearnedStep, LearnedWeight
+from tq.quantizers import ActQuantizer, LearnedOffset, LearnedStep, LearnedWeight, PowerOfTwo, top_exponent
 
 
 @torch.no_grad()
@@ -50,7 +50,9 @@ def calibrate(
     for name, layer in layers.items():
         if (q := layer.input_quantizer) is not None:
             q.set_range(*_range(q, seen[name], act_range, percentile, act_symmetric))
-        if isinstance(w := layer.weight_quantizer, LearnedWeight):
+        if isinstance(w := layer.weight_quantizer, PowerOfTwo):
+            w.top.fill_(top_exponent(layer.weight))
+        if isinstance(w, LearnedWeight):
             # clipping weights of 4 bits and more costs more than it saves, fewer bits cannot do without it (LOG.md)
             method = ("minmax" if w.bits >= 4 else "mse") if weight_range == "auto" else weight_range
             w.set_step(
@@ -60,6 +62,7 @@ def calibrate(
 
 def _range(q: ActQuantizer, seen: Histogram, method: str, percentile: float, symmetric: bool) -> tuple[float, int]:
     """Scale and zero point for a quantizer of inputs."""
-    if not symmetric and isinstance(q, LearnedStep) and q.signed and not q.binary:
+    affine = isinstance(q, LearnedOffset) or (isinstance(q, LearnedStep) and not symmetric)
+    if affine and q.signed and not q.binary:
         return act_affine(seen, q.qmin, q.qmax, method=method, percentile=percentile)
     return act_scale(seen, q.qmin, q.qmax, method=method, percentile=percentile), 0

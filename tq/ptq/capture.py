@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tq.attach import quant_layers, sites
+from tq.hooks import evaluating, hooked
 from tq.layers import QuantLayer, channels_last
 
 # a block's layers are learned together; more than a residual block's worth would overfit a few hundred images
@@ -64,19 +65,15 @@ def float_names(model: nn.Module, float_model: nn.Module) -> dict[str, str]:
 
 
 @torch.no_grad()
-def collect(model: nn.Module, name: str, batches: Sequence[Tensor], *, calls: int = 1) -> tuple[Tensor, Tensor]:
-    """Inputs and outputs of a module in evaluation mode over all images, float32 [N, ...] each, on the CPU.
-
-    A module that is called `calls` times in a forward pass gives the images of all its calls, one after another.
-    """
+def collect(model: nn.Module, name: str, batches: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Inputs and outputs of a module's first call in evaluation mode over all images, float32 [N, ...], on the CPU."""
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
 
     def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         inputs.append(args[0].cpu())
         outputs.append(output.cpu())
-        if len(outputs) % calls == 0:
-            raise _Stop
+        raise _Stop
 
     with evaluating(model), hooked([model.get_submodule(name).register_forward_hook(hook)]):
         for x in batches:
@@ -131,23 +128,3 @@ def units(model: nn.Module, targets: dict[str, str], batch: Tensor, *, blocks: b
         elif blocks and 2 <= len(inside) <= MOST_LAYERS and not isinstance(module, nn.Sequential):
             found.append(Unit(name, name, inside))
     return found
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextlib.contextmanager
-def hooked(handles: Sequence[torch.utils.hooks.RemovableHandle]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

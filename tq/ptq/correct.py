@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from tq.attach import quant_layers
+from tq.hooks import evaluating, hooked
 from tq.layers import QuantLayer, channels_last
-from tq.ptq.capture import calls_of, evaluating, hooked
+from tq.ptq.capture import calls_of
 
 
 @torch.no_grad()

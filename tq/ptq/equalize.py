@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from tq.attach import sites
+from tq.traced import Unreadable, trace
 
 _KEEPS = (nn.ReLU, nn.Identity, nn.Dropout, nn.Dropout2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
 _KEEPS_CALLS = (F.relu, torch.relu, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.dropout)
@@ -39,8 +40,8 @@ def chains(model: nn.Module) -> list[Chain]:
     Pooling and dropout may lie between as well. A network that torch.fx cannot read has none.
     """
     try:
-        graph = fx.Tracer().trace(model)
-    except Exception:  # torch.fx raises many kinds of errors for code that it cannot read
+        graph = trace(model).graph
+    except Unreadable:
         return []
     modules = dict(model.named_modules())
     norms = {site.name: site.bn for site in sites(model)}

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from tq.hooks import evaluating
+
 HIGHEST = 20.0
 """normalised pixels stay within some 3 of 0, raw ones reach 255"""
 
@@ -41,19 +43,16 @@ def checked(model: nn.Module, loader: Iterable[Any]) -> Iterator[Tensor]:
 @torch.no_grad()
 def check_forward(model: nn.Module, images: Tensor) -> Any:
     """What a network answers in evaluation mode, its mode restored. Raises ValueError with the reason if it cannot."""
-    modes = {m: m.training for m in model.modules()}
     name, shape = type(model).__name__, list(images.shape)
     try:
-        result = model.eval()(images.clone())  # a first operation in place would change the images
+        with evaluating(model):
+            result = model(images.clone())  # a first operation in place would change the images
     except Exception as error:  # the user's code may raise anything
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise ValueError(
             f"expected a network that runs on a batch of images alone, but {name} cannot run on {shape} ({reason}); "
             "check the size of the images and the arguments of its forward"
         ) from error
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     if not all(bool(y.isfinite().all()) for y in tree_leaves(result) if isinstance(y, Tensor)):
         raise ValueError(f"{name} answers an image with NaN or infinity before it is quantized; check its weights")
     return result

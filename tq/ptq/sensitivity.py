@@ -23,9 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from tq.attach import quant_layers
+from tq.hooks import evaluating
 from tq.layers import QuantLayer, channels_last
 from tq.ptq.ranges import weight_scale
 from tq.quantizers import LearnedWeight
+from tq.traced import Unreadable, trace
 
 BITS = (1, 2, 4, 8)
 Progress = Callable[[int, int], None]
@@ -131,38 +133,16 @@ class Probe:
     def _float(self, *, inputs: bool = False) -> Iterator[None]:
         """Evaluation with all weights float, and with `inputs` all inputs too."""
         kept = [(layer, layer.weight_quantizer, layer.input_quantizer) for layer in quant_layers(self.model).values()]
-        was_training = self.model.training
         try:
-            self.model.eval()
             for layer, _, _ in kept:
                 layer.weight_quantizer = None
                 if inputs:
                     layer.input_quantizer = None
-            with torch.no_grad():
+            with torch.no_grad(), evaluating(self.model):
                 yield
         finally:
             for layer, w, a in kept:
                 layer.weight_quantizer, layer.input_quantizer = w, a
-            self.model.train(was_training)
-
-
-def sensitivity(
-    model: nn.Module,
-    images: Iterable[Tensor],
-    *,
-    bits: Sequence[int] | Mapping[str, Sequence[int]] = BITS,
-    weight_range: str = "mse",
-    percentile: float = 99.99,
-    on_step: Progress = lambda done, of: None,
-) -> list[Sensitivity]:
-    """Losses of an attached and calibrated network, layer by layer in its own order, at each width.
-
-    bits: widths for all layers whose weights are quantized, or of each layer (those that are missing stay float).
-    Raises ValueError: no image, nothing quantized, unknown range method.
-    """
-    probe = Probe(model, images, weight_range=weight_range, percentile=percentile)
-    widths = bits if isinstance(bits, Mapping) else dict.fromkeys(probe.layers, bits)
-    return probe.rows(widths, on_step)
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
@@ -181,15 +161,10 @@ def exchanged(layer: QuantLayer, weight: Tensor) -> Iterator[None]:
         layer.weight.data = kept
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, QuantLayer) or super().is_leaf_module(m, module_qualified_name)
-
-
 def _trace(model: nn.Module) -> fx.GraphModule | None:
     try:
-        return fx.GraphModule(model, _Tracer().trace(model))
-    except Exception:  # torch.fx raises many kinds of errors for code that it cannot read; attach has warned
+        return trace(model, lambda m: isinstance(m, QuantLayer))
+    except Unreadable:  # attach has warned
         return None
 
 

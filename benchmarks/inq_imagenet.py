@@ -1,0 +1,222 @@
+"""Incremental network quantization of a pretrained torchvision ResNet-18 on ImageNet, or any image folder.
+
+    python benchmarks/inq_imagenet.py --data IMAGENET --pretrained resnet18.pth --out resnet18-inq5.safetensors
+    torchrun --nproc-per-node 8 benchmarks/inq_imagenet.py --data IMAGENET --pretrained resnet18.pth
+
+IMAGENET holds train/<class>/* and val/<class>/*. Every convolution and the classifier become powers of two, portion by
+portion (arXiv 1702.03044, table 1: 5 bits, 68.98 / 89.10 % top-1 / top-5 against 68.27 / 88.69 of its float network).
+Images are read by worker processes, so the set need not fit into memory. Ctrl-C loses at most one epoch: the same
+command goes on from --checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader, DistributedSampler
+
+import tq
+from tq._torchvision import import_torchvision
+from tq.atomic import atomic
+from tq.config import check_portions, portions_of
+from tq.distributed import World
+from tq.file_format import Info
+from tq.models import load_into, weights_from
+from tq.optim import INQSGD, INQScheduler, reset_lr_scheduler
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags:
+    """INQ of ResNet-18 on an image folder."""
+
+    data: Path
+    """directory with train/<class>/* and val/<class>/*"""
+    pretrained: Path
+    """float weights of torchvision's resnet18: .pth, .pt or .safetensors"""
+    bits: int = 5
+    """bits of a weight, 2 to 8"""
+    portions: tuple[float, ...] = ()
+    """shares frozen one after the other, the last is 1; default: 0.5 0.75 0.875 1, more steps below 4 bits"""
+    strategy: str = "pruning"
+    """which weights are frozen next: pruning (the largest) or random"""
+    epochs: int = 4
+    """epochs at each portion"""
+    lr: float = 0.001
+    """peak learning rate of each portion"""
+    batch_size: int = 256
+    """images per step, over all processes"""
+    image_size: int = 224
+    """height and width in pixels; the images are first scaled to 8/7 of it"""
+    workers: int = 8
+    """processes that read images"""
+    amp: bool = False
+    """bfloat16 autocast in training"""
+    device: str = "auto"
+    """auto, cpu or cuda"""
+    checkpoint: Path = Path("inq_imagenet.pt")
+    """written after each epoch; the same command goes on from it"""
+    out: Path = Path("resnet18-inq.safetensors")
+    """the packed network"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, pack, measure the packed file; one sentence and 2 for bad input."""
+    flags = tyro.cli(Flags, args=argv)
+    world = World.join(flags.device) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else World()
+    try:
+        quantize(flags, world)
+    except (ValueError, OSError) as error:
+        print(f"inq_imagenet: {error}", file=sys.stderr)
+        return 2
+    finally:
+        world.leave()
+    return 0
+
+
+def quantize(flags: Flags, world: World) -> dict[str, float]:
+    """All portions; returns top-1 and top-5 of the float network and of the packed file, in percent."""
+    console = Console(quiet=not world.main)
+    portions = portions_of(flags.portions, flags.bits)
+    check_portions(portions)
+    cuda = flags.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+    train, val = loaders(flags, world)
+    model = import_torchvision().models.resnet18(num_classes=len(train.dataset.classes))  # type: ignore[attr-defined]
+    load_into(model, weights_from(flags.pretrained), where=str(flags.pretrained))
+    model.to(device)
+    found = dict(zip(("float_top1", "float_top5"), top(model, val, device), strict=True))
+    console.print(f"float: top-1 {found['float_top1']:.2f} %, top-5 {found['float_top5']:.2f} %")
+
+    tq.attach(model, f"inq{flags.bits}", first_last="same")
+    optimizer = INQSGD(model.parameters(), lr=flags.lr, momentum=0.9, weight_decay=1e-4, weight_bits=flags.bits)
+    inq = INQScheduler(optimizer, portions, flags.strategy)
+    scheduler = CosineAnnealingLR(optimizer, flags.epochs * len(train))
+    begin = _resumed(flags, model, optimizer, inq)
+    shared = world.averaging(model)
+    for number in range(begin, flags.epochs * len(portions)):
+        if number % flags.epochs == 0:
+            inq.step()
+        # the schedule is a function of the step within the portion, so that it needs no saving
+        reset_lr_scheduler(scheduler)
+        for _ in range(number % flags.epochs * len(train)):
+            scheduler.step()
+        if isinstance(train.sampler, DistributedSampler):
+            train.sampler.set_epoch(number)
+        loss = epoch(shared, optimizer, scheduler, track(train, console=console, transient=True), device, flags.amp)
+        one, five = top(model, val, device)
+        console.print(
+            f"portion {inq.portion:g}, epoch {number + 1}: loss {loss:.3f}, top-1 {one:.2f}, top-5 {five:.2f}"
+        )
+        if world.main:
+            state = {"epoch": number + 1, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            with atomic(flags.checkpoint, otherwise="the last checkpoint is kept") as file:
+                torch.save({**state, "inq": inq.state_dict()}, file)
+    if world.main:
+        found |= packed(flags, model, val, device, console)
+    return found
+
+
+def epoch(
+    model: nn.Module, optimizer: INQSGD, scheduler: CosineAnnealingLR, batches: Iterable[Any], device: Any, amp: bool
+) -> float:
+    """One pass over the training images; the mean loss."""
+    model.train()
+    total, steps = torch.zeros((), device=device), 0
+    for x, y in batches:
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            logits = model(x)
+        loss = F.cross_entropy(logits.float(), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        total, steps = total + loss.detach(), steps + 1
+    return float(total) / max(steps, 1)
+
+
+@torch.inference_mode()
+def top(model: nn.Module, batches: Iterable[Any], device: torch.device) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy in percent."""
+    model.eval()
+    hits, count = torch.zeros(2, dtype=torch.int64), 0
+    for x, y in batches:
+        best: Tensor = model(x.to(device)).topk(5).indices.cpu() == y[:, None]
+        hits += torch.stack([best[:, 0].sum(), best.any(1).sum()])
+        count += len(y)
+    return 100 * int(hits[0]) / count, 100 * int(hits[1]) / count
+
+
+def loaders(flags: Flags, world: World) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Training batches of this process and all validation batches. Raises ValueError for folders that do not fit."""
+    vision = import_torchvision()
+    transforms, size = vision.transforms, flags.image_size
+    finish = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    crop = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+    middle = [transforms.Resize(size * 8 // 7), transforms.CenterCrop(size)]
+    sets = []
+    for name, steps in (("train", crop), ("val", middle)):
+        try:
+            sets.append(vision.datasets.ImageFolder(str(flags.data / name), transforms.Compose([*steps, *finish])))
+        except (FileNotFoundError, OSError) as error:
+            raise ValueError(f"expected image folders {flags.data}/{name}/<class>/*, got: {error}") from None
+    train, val = sets
+    if train.classes != val.classes or len(train.classes) < 5:
+        raise ValueError(
+            f"expected the same classes, at least 5, in train and val, got {len(train.classes)} and {len(val.classes)}"
+        )
+    if flags.batch_size % world.size or len(train) < flags.batch_size:
+        raise ValueError(
+            f"expected a --batch-size that {world.size} processes share and {len(train)} images fill, got "
+            f"{flags.batch_size}; change it"
+        )
+    batch = flags.batch_size // world.size
+    sampler = DistributedSampler(train, world.size, world.rank) if world.size > 1 else None
+    common: dict[str, Any] = {"num_workers": flags.workers, "pin_memory": torch.cuda.is_available()}
+    return (
+        DataLoader(train, batch, shuffle=sampler is None, sampler=sampler, drop_last=True, **common),
+        DataLoader(val, batch, **common),
+    )
+
+
+def packed(flags: Flags, model: nn.Module, val: Any, device: torch.device, console: Console) -> dict[str, float]:
+    """Save, read back, measure what was read."""
+    simulated = top(model, val, device)
+    classes = tuple(val.dataset.classes)
+    args = {"num_classes": len(classes), "in_channels": 3, "image_size": flags.image_size}
+    data = {"name": "imagefolder", "size": flags.image_size, "channels": 3, "mean": list(MEAN), "std": list(STD)}
+    size = tq.save(model, flags.out, Info({"name": "resnet18", "args": args}, data, classes))
+    one, five = top(tq.load(flags.out, device=device), val, device)
+    if (one, five) != simulated:
+        raise ValueError(f"the packed file gives {one:.2f} / {five:.2f} % where training measured {simulated}")
+    console.print(f"{flags.out}: {size:,} bytes, top-1 {one:.2f} %, top-5 {five:.2f} %, read back")
+    return {"packed_top1": one, "packed_top5": five, "bytes": size}
+
+
+def _resumed(flags: Flags, model: nn.Module, optimizer: INQSGD, inq: INQScheduler) -> int:
+    """The epoch to begin with: after the last one in the checkpoint, 0 without one."""
+    if not flags.checkpoint.exists():
+        return 0
+    state = torch.load(flags.checkpoint, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    inq.load_state_dict(state["inq"])
+    return int(state["epoch"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

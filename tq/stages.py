@@ -1,0 +1,51 @@
+"""The stages of a run: stretches of epochs, each at one scheme with a learning-rate schedule of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tq.config import TrainConfig, parse_stage, portions_of
+from tq.scheme import Scheme
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of epochs."""
+
+    name: str
+    scheme: Scheme
+    epochs: int
+    portion: float | None = None
+    """INQ: share of the weights that is frozen in this stage"""
+
+    @property
+    def label(self) -> str:
+        """w4a4, or inq5 at 0.75: what tells the stages of a run apart."""
+        return str(self.scheme) if self.portion is None else f"{self.scheme} at {self.portion:g}"
+
+
+def plan(config: TrainConfig) -> list[Stage]:
+    """Float epochs, then lower and lower bits, then the scheme; INQ: a stage for each portion, the first ones longer
+    where the epochs do not divide."""
+    scheme = Scheme.parse(config.scheme)
+    stages = [Stage("float", Scheme(), config.float_epochs)] if config.float_epochs and not scheme.is_float else []
+    stages += [Stage("train", *parse_stage(text)) for text in config.progressive]
+    if not scheme.pow2:
+        return [*stages, Stage("float" if scheme.is_float else "train", scheme, config.epochs)]
+    portions = portions_of(config.portions, scheme.weight_bits)
+    each, more = divmod(config.epochs, len(portions))
+    return stages + [Stage("train", scheme, each + (i < more), portion) for i, portion in enumerate(portions)]
+
+
+# a fraction of the rate that trains from nothing, by the fewest bits of a layer (LOG.md)
+_FINE_TUNING = {1: 1.0, 2: 0.4, 4: 0.2, 8: 0.1, 16: 1.0}
+
+
+def peak_rate(config: TrainConfig, scheme: Scheme) -> float:
+    """The learning rate that --lr names, or the default of a stage at this scheme."""
+    if config.lr is not None:
+        return config.lr
+    rate = 1e-3 if config.optimizer in ("adam", "adamw", "qtadam", "qtadamw") else 0.05
+    if scheme.is_float or not (config.init or config.float_epochs):
+        return rate
+    return rate * (0.2 if scheme.pow2 else _FINE_TUNING[min(scheme.weight_bits, scheme.act_bits)])
