@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -144,9 +145,12 @@ class TqApp(Keyed, App[None]):
 
     def _start_reading(self) -> None:
         # After the first frame: reading would take the interpreter away from drawing it. What exists by now stays, so
-        # the collector, which main() has kept away from it, need never look at it.
+        # the collector, which `tq tui` has kept away from it, need never look at it.
         gc.freeze()
         gc.enable()
+        # Whoever waits for the interpreter gets it after so long: at the default of 5 ms, and with several turns to a
+        # key, one would wait for the reading thread more than for the drawing.
+        sys.setswitchinterval(0.001)
         self.poller.start()
 
     def on_unmount(self) -> None:
@@ -377,8 +381,6 @@ def _show(app: TqApp, *, once: bool) -> None:
 
         print_once(app)
     else:
-        # A tenth of the time to the first frame is the collector's, and finds nothing: see _start_reading.
-        gc.disable()
         app.run()
 
 

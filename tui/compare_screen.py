@@ -63,9 +63,9 @@ class CompareScreen(TqScreen):
         runs = [run for path in self.paths if (run := snapshot.find(path)) and not run.gone]
         left = Content.assemble(logo("compare"), (f"  {len(runs)} runs", "$muted"))
         right = Content.styled("★ the best " if len(runs) > 1 else "", "$muted")
-        self.query_one("#bar", Static).update(spread(left, right, self.size.width))
+        self.put("#bar", spread(left, right, self.size.width))
         self._draw_charts(runs)
-        self.query_one("#table", Static).update(self._table(runs))
+        self.put("#table", self._table(runs))
         self.query_one(Footer).check()
 
     def action_back(self) -> None:

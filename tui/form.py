@@ -28,8 +28,10 @@ SECTIONS = {
     "effort": "accuracy and size",
     "optimizer": "optimizer",
     "lr": "learning rate",
-    "epochs": "length and order",
-    "tolerance": "checks and order",
+    "epochs": "length",
+    "distill": "recipe",
+    "tolerance": "checks",
+    "seed": "start and order",
     "compile": "machine",
     "device": "machine",
 }
@@ -153,11 +155,12 @@ def build(kind: type[C], typed: Mapping[str, str]) -> C:
 
 
 def argv(config: Any) -> list[str]:
-    """The flags that give this config: only what differs from the defaults."""
+    """The flags that give this config: only what differs from the defaults, as typed or as a config resolves them."""
     words: list[str] = []
+    default = type(config)()
     for field in fields(type(config)):
         value = getattr(config, field.name)
-        if text(value) == field.default:
+        if text(value) == field.default or value == getattr(default, field.name):
             continue
         if isinstance(value, bool):
             words.append(field.flag if value else "--no-" + field.flag[2:])

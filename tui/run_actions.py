@@ -48,7 +48,7 @@ RUN_KEYS = (
     Key("s", "stop", "Stop", "stop it after a checkpoint", "Runs", acts=True, why_not=_why_not(state.why_not_stop)),
     Key("S", "kill", "", "kill it: it ends at once", "Runs", acts=True, why_not=_why_not(state.why_not_stop)),
     Key(
-        "r", "resume", "Resume", "go on from the checkpoint", "Runs", acts=True, why_not=_why_not(state.why_not_resume)
+        "r", "resume", "Resume", "resume from its checkpoint", "Runs", acts=True, why_not=_why_not(state.why_not_resume)
     ),
     Key("e", "enqueue", "", "queue its resumption", "Runs", acts=True, why_not=_why_not(state.why_not_resume)),
     Key("d", "duplicate", "Duplicate", "a form with its settings", "Runs", acts=True, why_not=_why_not(_no_settings)),

@@ -129,7 +129,7 @@ class RunScreen(RunActions, TqScreen):
         """Draw the snapshot."""
         width, height = self.size
         found = snapshot.find(self.path)
-        self._seen = found or self._seen
+        self._seen = found or (replace(self._seen, gone=True) if self._seen else None)
         if self.run is None or width < LEAST[0] or height < LEAST[1]:
             return
         run = self.run
@@ -139,7 +139,7 @@ class RunScreen(RunActions, TqScreen):
         self._put("#tiles", run_text.tiles(run.state, width - 2))
         self._put("#size", run_text.size(run.state, width - 2))
         self._arrange(run)
-        self._draw_trouble(run, gone=found is None or found.gone)
+        self._draw_trouble(run)
         self._draw_charts(run)
         self._draw_panel(run)
         self.query_one(Footer).check()
@@ -289,10 +289,10 @@ class RunScreen(RunActions, TqScreen):
             self._texts[selector] = content
             self.query_one(selector, Static).update(content, layout=layout)
 
-    def _draw_trouble(self, run: RunView, *, gone: bool) -> None:
+    def _draw_trouble(self, run: RunView) -> None:
         box = self.query_one("#trouble", Static)
         # On a small terminal the first line and the last two say most.
-        found = run_text.gone(run) if gone else run_text.trouble(run, 6 if self.size.height >= 34 else 2)
+        found = run_text.trouble(run, 6 if self.size.height >= 34 else 2)
         box.display = found is not None
         if found is not None:
             tone, words = found

@@ -130,19 +130,15 @@ def trouble(run: RunView, rows: int) -> tuple[str, Content] | None:
 
 
 def _way_on(run: RunView) -> Content:
+    """What can be done now."""
+    if run.gone:
+        return Content.assemble(("esc", "bold $primary"), (" goes back to the list", "$muted"))
     if not run.status.resumable:
         return Content("")
     step = run.state.checkpoint_step
     since = f"from step {step:,}" if step else "from the start, there is no checkpoint"
     key, word = "bold $primary", "$muted"
     return Content.assemble(("r", key), (f" resumes it {since}   ", word), ("d", key), (" duplicates it", word))
-
-
-def gone(run: RunView) -> tuple[str, Content]:
-    """A run whose directory went while it was open: what was last known stays on the screen."""
-    text = f"{run.path} is gone: it was deleted or moved while it was open"
-    below = "\nbelow is what was last known; esc goes back to the list"
-    return "error", Content.assemble((text, "bold"), (below, "$muted"))
 
 
 def waiting(run: RunView) -> Content:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from textual.content import Content
 from textual.events import Resize
 from textual.widgets import DataTable, Static
 
+from tq.history import RunState
 from tq.query import Query
 from tui import runs_text, state
 from tui.columns import COLUMNS
@@ -20,7 +22,7 @@ from tui.keys import Key
 from tui.run_actions import RUN_KEYS, RunActions
 from tui.runs_table import RunsTable
 from tui.screen import TqScreen, logo, spread
-from tui.state import RunView, Snapshot
+from tui.state import Dot, RunView, Snapshot
 
 # Columns of the terminal from which the picture has room beside the list.
 PICTURE_FROM = 100
@@ -45,9 +47,7 @@ class RunsScreen(RunActions, TqScreen):
         Key("n", "new", "New", "start a run from a form", group="Runs", acts=True),
         *RUN_KEYS,
         Key("o", "order", "Order", "order by the next column", group="List"),
-        Key(
-            "p", "picture", "Picture", "picture: all, marked or none", group="List", why_not=lambda s: s.why_no_picture
-        ),
+        Key("p", "picture", "Picture", "picture: all, marked, none", group="List", why_not=lambda s: s.why_no_picture),
         Key("down,j", "move('cursor_down')", "", "the next run", group="List"),
         Key("up,k", "move('cursor_up')", "", "the run above", group="List"),
         Key("end,G", "move('scroll_bottom')", "", "the oldest run", group="List"),
@@ -64,6 +64,9 @@ class RunsScreen(RunActions, TqScreen):
         self._scope = "all"
         self._marked: set[Path] = set()
         self._shown: tuple[RunView, ...] = ()
+        # What the dots were made of: of hundreds of runs they are not made again for nothing.
+        self._pictured: list[RunState] = []
+        self._dots: tuple[Dot, ...] = ()
 
     def compose(self) -> ComposeResult:
         """Bar, filter, list and picture, strip, system line, footer."""
@@ -106,18 +109,18 @@ class RunsScreen(RunActions, TqScreen):
             self._choose(shown[max(0, min(table.cursor_row, len(shown) - 1))])
         left = Content.assemble(logo("runs"), ("  in ", "$muted"), state.clean(self.tq.shown_root))
         right = runs_text.counts(snapshot, len(shown), len(self._marked))
-        self.query_one("#bar", Static).update(spread(left, right, self.size.width))
+        self.put("#bar", spread(left, right, self.size.width))
         empty = self.query_one("#empty")
         # before the disk was read there is nothing to say yet
         table.display, empty.display = bool(shown), not shown and bool(snapshot.whole or snapshot.runs)
         if shown and self.focused is None:
             table.focus()
-        self.query_one("#empty-text", Static).update(runs_text.nothing(snapshot, self._query.text))
+        self.put("#empty-text", runs_text.nothing(snapshot, self._query.text))
         width = self._draw_picture()
         table.lay_out(width, self._order)
         table.fill(self._shown, snapshot.now, self._chosen, self._marked)
         self._draw_strip()
-        self.query_one("#system", Static).update(state.system_line(snapshot.system))
+        self.put("#system", state.system_line(snapshot.system))
         self.query_one(Footer).check()
 
     def _draw_picture(self) -> int:
@@ -150,13 +153,16 @@ class RunsScreen(RunActions, TqScreen):
             marked = self._scope == "marked"
             runs = [run for run in self._shown if run.path in self._marked or not marked]
             empty = "no run is marked: space marks one" if marked and not runs else "no run has written its size yet"
-            picture.draw(state.dots(runs), chosen=self._chosen, marked=self._marked, empty=empty)
+            states = [run.state for run in runs]
+            if len(states) != len(self._pictured) or not all(map(operator.is_, states, self._pictured)):
+                self._pictured, self._dots = states, state.dots(runs)
+            picture.draw(self._dots, chosen=self._chosen, marked=self._marked, empty=empty)
 
     def _draw_strip(self) -> None:
-        run, strip = self.run, self.query_one("#strip", Static)
-        strip.display = run is not None
+        run = self.run
+        self.query_one("#strip").display = run is not None
         if run:
-            strip.update(runs_text.strip(run))
+            self.put("#strip", runs_text.strip(run))
 
     # --- the chosen run ---
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from textual import on
 from textual.content import Content
-from textual.events import Resize
+from textual.events import Mount, Resize
 from textual.screen import Screen
 from textual.widgets import Static
 
@@ -33,11 +34,13 @@ class TqScreen(Keyed, Screen[None]):
         """The app, typed."""
         return cast("TqApp", self.app)
 
-    def on_mount(self) -> None:
-        """Beside what the screen itself mounts (Textual calls the handlers of all base classes)."""
+    @on(Mount)
+    def _prepare(self) -> None:
+        """Beside what the screen itself mounts."""
         self.mount(Static(id="too-small"))
 
-    def on_resize(self, event: Resize) -> None:
+    @on(Resize)
+    def _check_size(self, event: Resize) -> None:
         """Say so where the terminal is too small."""
         width, height = event.size
         small = width < LEAST[0] or height < LEAST[1]
@@ -45,6 +48,12 @@ class TqScreen(Keyed, Screen[None]):
         if small and self.is_mounted:
             sentence = f"tq needs a terminal of {LEAST[0]}x{LEAST[1]}; this one is {width}x{height}"
             self.query_one("#too-small", Static).update(sentence)
+
+    def put(self, selector: str, content: Content | str) -> None:
+        """Change the text of a Static, if it is another: Textual would lay out the whole screen again for the same."""
+        static = self.query_one(selector, Static)
+        if static.content != content:
+            static.update(content)
 
     def redraw(self) -> None:
         """Draw the app's snapshot, unless this screen is not complete yet or is being taken down."""

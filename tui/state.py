@@ -240,11 +240,11 @@ def span(seconds: float) -> str:
 
 
 def age(seconds: float) -> str:
-    """How long ago, in one unit, so that a list of old runs does not change all the time: 40s, 12m, 5h, 3d."""
+    """How long ago, in one unit, so that a list of runs does not change all the time: <1m, 12m, 5h, 3d."""
     for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
         if seconds >= size:
             return f"{seconds // size:.0f}{unit}"
-    return f"{max(0.0, seconds):.0f}s"
+    return "<1m"
 
 
 def system_line(system: System | None) -> str:

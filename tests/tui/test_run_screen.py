@@ -426,7 +426,7 @@ async def test_a_run_that_is_deleted_while_open_stays_on_the_screen(
         await app.polled()
         shutil.rmtree(path)
         await app.polled()
-        assert "is gone: it was deleted or moved" in text_of(app, "#trouble")
+        assert "the directory of this run was deleted" in text_of(app, "#trouble")
         assert charts(app) == ["loss", "accuracy"]
         await pilot.press("c", "plus", "tab", "d", "escape", "escape")
         assert not isinstance(app.screen, RunScreen)
