@@ -13,6 +13,8 @@ import torch
 # before the first import of triton: without a GPU its interpreter runs the kernels
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# of the processes that tests start, each beside another test
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch.nn.functional as F
 from torch import Tensor, nn
