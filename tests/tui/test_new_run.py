@@ -66,7 +66,7 @@ async def test_arrows_walk_and_turn_and_the_field_is_explained(dashboard: Build,
         assert text_of(app, "#help").startswith("lr: peak learning rate"), "a choice does not swallow the arrow"
         await pilot.press("up", "right")
         assert text_of(app, "#command").endswith("--optimizer adam")
-        await pilot.press("up", "up", "down", "end", "backspace", "4", "enter")
+        await pilot.press("up", "up", "down", "end", *["backspace"] * 4, *"w1a4", "enter")
         assert "--scheme w1a4" in text_of(app, "#command")
         assert app.focused is app.screen.query_one("#field-optimizer"), "enter goes on"
 
