@@ -64,9 +64,7 @@ class RunsScreen(TqScreen):
         ),
         Key("o", "order", "Order", "order by the next column", group="List"),
         Key("d", "duplicate", "Duplicate", "a form with its settings", group="Runs", acts=True, why_not=_needs_run),
-        Key(
-            "p", "picture", "Picture", "picture: all, marked or none", group="List", why_not=lambda s: s.why_no_picture
-        ),
+        Key("p", "picture", "Picture", "picture: all, marked, none", group="List", why_not=lambda s: s.why_no_picture),
         Key("down,j", "move('cursor_down')", "", "the next run", group="List"),
         Key("up,k", "move('cursor_up')", "", "the run above", group="List"),
         Key("end,G", "move('scroll_bottom')", "", "the oldest run", group="List"),
