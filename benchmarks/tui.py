@@ -65,7 +65,8 @@ class Dashboard:
         environment.pop("LINES", None)
         self.began = time.perf_counter()
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "tq", "tui", "--runs", str(root), *flags],
+            # less urgent than the measurement, which else would look when more has been done
+            ["nice", "-n", "5", sys.executable, "-m", "tq", "tui", "--runs", str(root), *flags],
             stdin=slave,
             stdout=slave,
             stderr=slave,

@@ -27,7 +27,7 @@ READ_S = 0.25
 # Between two pieces the user interface gets its turn.
 PIECE_BYTES = 65_536
 # How often the machine is asked, the directory listed and a run that is over looked at.
-SELDOM_S = 2.0
+SELDOM_S = 3.0
 OVER = ("done", "failed", "stopped", "crashed")
 
 

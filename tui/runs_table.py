@@ -30,8 +30,8 @@ class RunsTable(DataTable[Text]):
         super().__init__(id=id, cursor_type="row", cell_padding=0)
         self._columns: tuple[tuple[Column, int], ...] = ()
         self._laid_out: object = None
-        # By row: the run, what else its cells were made of (its age, its mark, the theme), and the cells.
-        self._slots: list[tuple[RunView, tuple[object, ...], list[Text]]] = []
+        # By row: the run, what else its cells show (its mark, the theme), the cells, and when its age is another.
+        self._slots: list[tuple[RunView, tuple[object, ...], list[Text], float]] = []
 
     @property
     def chosen(self) -> Path | None:
@@ -76,17 +76,17 @@ class RunsTable(DataTable[Text]):
                 self.move_cursor(row=at)
 
     def _show(self, row: int, run: RunView, now: float, mark: bool) -> None:
-        made_of = (state.age(now - run.started), mark, self.app.theme)
+        made_of = (mark, self.app.theme)
         old = self._slots[row] if row < len(self._slots) else None
         # `is` for the run: comparing two of them field by field takes longer than drawing one
-        if old and old[0] is run and old[1] == made_of:
+        if old and old[0] is run and old[1] == made_of and now < old[3]:
             return
-        cells = self._cells(run, now, mark)
+        cells, until = self._cells(run, now, mark), now + state.age_lasts(now - run.started)
         if old is None:
-            self._slots.append((run, made_of, cells))
+            self._slots.append((run, made_of, cells, until))
             self.add_row(*cells, key=str(row))
             return
-        self._slots[row] = run, made_of, cells
+        self._slots[row] = run, made_of, cells, until
         for name, before, after in zip(("mark", *(c.title for c, _ in self._columns)), old[2], cells, strict=True):
             if before != after or before.style != after.style:
                 self.update_cell(str(row), name, after)

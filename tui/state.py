@@ -185,7 +185,7 @@ def dots(chosen: Sequence[RunView]) -> tuple[Dot, ...]:
 
 def select(chosen: Sequence[RunView], wanted: Query, sort: str, now: float) -> tuple[RunView, ...]:
     """The runs that a filter leaves, ordered (query.SORTS); "" keeps them newest first. Deleted ones are left out."""
-    kept = [run for run in chosen if not run.gone and wanted.match(run.facts, now)]
+    kept = [run for run in chosen if not run.gone and (not wanted.terms or wanted.match(run.facts, now))]
     return tuple(query.ordered(kept, sort, lambda run: run.facts) if sort else kept)
 
 
@@ -245,6 +245,12 @@ def age(seconds: float) -> str:
         if seconds >= size:
             return f"{seconds // size:.0f}{unit}"
     return "<1m"
+
+
+def age_lasts(seconds: float) -> float:
+    """For how many seconds more `age` says the same."""
+    unit = 60 if seconds < 3600 else 3600 if seconds < 86_400 else 86_400
+    return unit - seconds % unit
 
 
 def system_line(system: System | None) -> str:

@@ -1,6 +1,6 @@
 """What the machine is busy with: CPU and memory by psutil, GPUs by NVML where there are any (`pip install 'tq[gpu]'`).
 
-No Textual here. `Probe()()` takes about a millisecond; the poller's thread calls it every two seconds.
+No Textual here. `Probe()()` takes about a millisecond; the poller's thread calls it every three seconds.
 """
 
 from __future__ import annotations

@@ -111,8 +111,10 @@ async def test_a_click_on_a_header_orders_and_a_second_one_turns_it(demo: list[P
         await app.polled()
         # the mark takes two columns, the status fifteen
         await pilot.click(DataTable, offset=(20, 0))
+        await pilot.pause()
         assert (names(app)[0], names(app)[-1]) == ("aa01", "aa06"), "by name: cnn, ..., resnet56"
         await pilot.click(DataTable, offset=(20, 0))
+        await pilot.pause()
         assert (names(app)[0], names(app)[-1]) == ("aa06", "aa01")
 
 

@@ -144,6 +144,10 @@ def test_why_a_run_cannot_be_stopped_or_resumed(status: Any, gone: bool, stop: s
 )
 def test_age_has_one_unit(seconds: float, text: str) -> None:
     assert state.age(seconds) == text
+    if seconds >= 0:
+        lasts = state.age_lasts(seconds)
+        assert state.age(seconds + lasts - 0.01) == text
+        assert state.age(seconds + lasts) != text
 
 
 @pytest.mark.parametrize("width", range(40, 260, 7))
