@@ -29,7 +29,6 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import tq
 from tq._torchvision import import_torchvision
-from tq.config import check_portions, portions_of
 from tq.distributed import World
 from tq.file_format import Info
 from tq.machine import pick_device
@@ -37,6 +36,7 @@ from tq.models import load_into, weights_from
 from tq.optim import INQSGD, INQScheduler, reset_lr_scheduler
 from tq.resume import write_checkpoint
 from tq.scheme import POW2_BITS
+from tq.training_rules import check_portions, portions_of
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

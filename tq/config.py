@@ -7,19 +7,21 @@ sentence. Standard library only: the dashboard imports this file and must not lo
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from tq.byte_size import parse_size
+from tq.config_io import choices as choices
+from tq.config_io import from_dict as from_dict
+from tq.config_io import from_json as from_json
+from tq.config_io import to_argv as to_argv
+from tq.config_io import to_dict as to_dict
 from tq.scheme import ACT_BITS, Scheme, did_you_mean
-
-C = TypeVar("C")
+from tq.training_rules import QUANTIZED_UPDATE as QUANTIZED_UPDATE
+from tq.training_rules import check_inq, check_recipe, check_resolution
+from tq.training_rules import parse_override as parse_override
 
 MODELS = (
     *("cnn", "lenet", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
@@ -27,21 +29,6 @@ MODELS = (
 )
 DATASETS = ("digits", "mnist", "cifar10", "cifar100", "imagefolder")
 PEERS = ("openvino", "onnxruntime")
-QUANTIZED_UPDATE = ("qsgd", "qtadam", "qtadamw")
-# the settings of their updates, and the rules that read each
-RESOLUTION_SETTINGS = {
-    "resolution": ("on-demand", "scheduled", "log-t"),
-    "qp": ("on-demand", "log-t"),
-    "shared_resolution": ("on-demand",),
-    "compensation_kappa": ("scheduled",),
-    "compensation_tau0": ("scheduled",),
-}
-
-# INQ, section 3.3 (3 bits); 2 bits: ours, on from there
-_PORTIONS = {
-    2: (0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 1.0),
-    3: (0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0),
-}
 
 
 @dataclass(frozen=True)
@@ -171,9 +158,9 @@ class TrainConfig:
         ):
             _at_least(name, getattr(self, name), 0)
         _check_group(self)
-        _check_resolution(self)
-        _check_portions(self, scheme)
-        _check_recipe(self, scheme)
+        check_resolution(self)
+        check_inq(self, scheme)
+        check_recipe(self, scheme)
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2^63, got {self.seed}")
         if self.image_size is not None:
@@ -341,162 +328,6 @@ def _check_group(config: TrainConfig | QuantizeConfig) -> None:
         raise ValueError(f"group_size is of granularity group, but it is {config.granularity}; change one of them")
 
 
-def _check_resolution(config: TrainConfig) -> None:
-    """Ranges, and that a setting of the quantized updates is not given where nothing reads it."""
-    if not 0 <= config.qp <= 32:
-        raise ValueError(f"qp must be from 0 to 32, got {config.qp}")
-    if not 0 <= config.compensation_tau0 <= 1:
-        raise ValueError(f"compensation_tau0 must be a fraction from 0 to 1, got {config.compensation_tau0}")
-    default = {field.name: field.default for field in dataclasses.fields(config)}
-    for name, rules in RESOLUTION_SETTINGS.items():
-        if getattr(config, name) == default[name]:
-            continue
-        if config.optimizer not in QUANTIZED_UPDATE:
-            users = ", ".join(QUANTIZED_UPDATE)
-            raise ValueError(f"{name} is of optimizer {users}, but the optimizer is {config.optimizer}; drop it")
-        if config.resolution not in rules:
-            users = ", ".join(rules)
-            raise ValueError(f"{name} is of resolution {users}, but the resolution is {config.resolution}; drop it")
-
-
-def _check_portions(config: TrainConfig, scheme: Scheme) -> None:
-    """INQ's settings, and that they are not given where nothing reads them."""
-    if (config.method == "inq") != scheme.pow2:
-        raise ValueError(
-            f"method inq goes with the schemes inq2 to inq8 and those with it, got method {config.method} and scheme "
-            f"{config.scheme}; change one of them"
-        )
-    if not scheme.pow2 and any(parse_override(rule)[1].pow2 for rule in config.override):
-        raise ValueError(
-            "override with inq<bits> needs an inq scheme, whose portions freeze the weights; use --scheme inq5"
-        )
-    if config.method != "inq":
-        if config.portions or config.portion_strategy != "pruning":
-            raise ValueError("portions and portion_strategy are of method inq; drop them, or choose --scheme inq5")
-        return
-    if config.ema or config.oscillation_freeze or config.progressive:
-        raise ValueError("ema, oscillation_freeze and progressive do not go with method inq; drop them")
-    if config.portions:
-        check_portions(config.portions)
-    if config.epochs < (steps := len(portions_of(config.portions, scheme.weight_bits))):
-        raise ValueError(f"epochs must be at least the {steps} portions of inq, got {config.epochs}; raise it")
-
-
-def check_portions(portions: Sequence[float]) -> None:
-    """Raise ValueError unless the portions are above 0, increasing, and end at 1."""
-    given = ", ".join(f"{portion:g}" for portion in portions) or "none"
-    if not portions or not portions[0] > 0 or any(not a < b for a, b in pairwise(portions)):
-        raise ValueError(f"expected increasing portions above 0, such as 0.5 0.75 0.875 1, got {given}; sort them")
-    if portions[-1] != 1:
-        raise ValueError(f"expected portions that end at 1, so that every weight is quantized, got {given}; add 1")
-
-
-def portions_of(portions: Sequence[float], bits: int) -> tuple[float, ...]:
-    """The given portions, or the default of so many bits: fewer bits need more and smaller steps."""
-    return tuple(portions) or _PORTIONS.get(bits, (0.5, 0.75, 0.875, 1.0))
-
-
-def _check_recipe(config: TrainConfig, scheme: Scheme) -> None:
-    """Distillation, averaging, progressive stages and what is of one-bit weights only."""
-    for name in ("distill", "ema", "oscillation_freeze"):
-        if getattr(config, name) > 1 or (name == "ema" and config.ema == 1):
-            raise ValueError(
-                f"{name} must be from 0 to {'below ' if name == 'ema' else ''}1, got {getattr(config, name)}"
-            )
-    if not (math.isfinite(config.distill_temperature) and config.distill_temperature > 0):
-        raise ValueError(f"distill_temperature must be a positive number, got {config.distill_temperature}")
-    if config.distill and not (config.teacher or config.init or config.float_epochs):
-        raise ValueError("distill needs a float teacher; give --teacher FILE, --init FILE or --float-epochs")
-    if config.distill and scheme.is_float:
-        raise ValueError("distill teaches quantized networks, but the scheme is float; drop it")
-    if config.teacher and not config.distill:
-        raise ValueError("a teacher teaches only with --distill above 0, such as 0.7")
-    if config.weight_regularization and scheme.weight_bits != 1:
-        raise ValueError(f"weight_regularization is of one-bit weights, but the scheme is {config.scheme}; drop it")
-    if config.ema and config.optimizer == "hysteresis-sgd":
-        raise ValueError("ema does not go with hysteresis-sgd, whose weights are binary; drop it")
-    if config.oscillation_freeze and scheme.weight_bits == 16:
-        raise ValueError(f"oscillation_freeze is of quantized weights, but the scheme is {config.scheme}; drop it")
-    for stage in config.progressive:
-        parse_stage(stage)
-    if config.progressive and scheme.is_float:
-        raise ValueError("progressive stages lead to a quantized scheme, but the scheme is float; drop them")
-
-
-def parse_stage(text: str) -> tuple[Scheme, int]:
-    """'w4a4:2' -> (Scheme(4, 4), 2 epochs). Raises ValueError."""
-    name, sep, epochs = text.rpartition(":")
-    if not sep or not epochs.isdecimal() or int(epochs) < 1:
-        raise ValueError(f"progressive stages must be SCHEME:EPOCHS such as w4a4:2, got {text!r}")
-    scheme = Scheme.parse(name)
-    if scheme.is_float or scheme.pow2:
-        raise ValueError(f"progressive stages are of the schemes w<bits>a<bits>, got {name}; float: --float-epochs")
-    return scheme, int(epochs)
-
-
-def parse_override(rule: str) -> tuple[str, Scheme]:
-    """'layer3.*=w2a4' -> ('layer3.*', Scheme(2, 4)). Raises ValueError."""
-    pattern, sep, name = rule.rpartition("=")
-    if not sep or not pattern:
-        raise ValueError(f"override must be PATTERN=SCHEME such as 'layer3.*=w2a4', got {rule!r}")
-    return pattern, Scheme.parse(name)
-
-
-def from_json(kind: type[C], path: Path | str) -> C:
-    """Read a config file. "_comment..." keys are ignored; an unknown one raises ValueError with the nearest name."""
-    try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"config file {path} does not exist") from None
-    except OSError as error:
-        raise ValueError(f"config file {path} cannot be read: {error.strerror}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"config file {path} is not valid JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"config file {path} must hold one JSON object, got {type(raw).__name__}")
-    return from_dict(kind, {k: v for k, v in raw.items() if not k.startswith("_comment")}, where=f"config file {path}")
-
-
-def from_dict(kind: type[C], raw: dict[str, Any], *, where: str = "config") -> C:
-    """Build a config from plain JSON values, with every key and type checked. Raises ValueError."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for key, value in raw.items():
-        if key not in fields:
-            raise ValueError(f"{where}: unknown key {key!r}{did_you_mean(key, fields)}")
-        _check_type(f"{where}: {key}", value, str(fields[key].type))
-    try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The plain JSON values of a config (tuples as lists)."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-
-
-def to_argv(config: Any) -> list[str]:
-    """The flags of a config's values that differ from the defaults, as the command line takes them."""
-    default, argv = to_dict(type(config)()), []
-    for name, value in to_dict(config).items():
-        if value == default[name]:
-            continue
-        word = name.replace("_", "-")
-        if isinstance(value, bool):
-            argv.append(f"--{word}" if value else f"--no-{word}")
-        else:
-            argv += [f"--{word}", *map(str, value if isinstance(value, list) else [value])]
-    return argv
-
-
-def choices(field: dataclasses.Field[Any]) -> tuple[str, ...]:
-    """The allowed words of a `Literal[...]` field, else ()."""
-    text = str(field.type)
-    if not text.startswith("Literal["):
-        return ()
-    return tuple(word.strip().strip("\"'") for word in text[len("Literal[") : -1].split(","))
-
-
 def _check_choices(config: Any) -> None:
     for field in dataclasses.fields(config):
         if allowed := choices(field):
@@ -513,20 +344,3 @@ def _known(what: str, value: str, known: tuple[str, ...], *, extra: bool = False
 def _at_least(what: str, value: float, low: float) -> None:
     if not (math.isfinite(value) and value >= low):
         raise ValueError(f"{what} must be at least {low}, got {value}")
-
-
-def _check_type(what: str, value: Any, annotation: str) -> None:
-    """JSON value against the annotation's text: bool, int, float, str, `X | None`, tuple[X, ...], Literal[...]."""
-    if annotation.startswith("tuple["):
-        inner = annotation[len("tuple[") :].split(",")[0]
-        if not isinstance(value, list | tuple):
-            raise ValueError(f"{what} must be a list, got {value!r}")
-        for item in value:
-            _check_type(what, item, inner)
-        return
-    if annotation.startswith("Literal["):
-        annotation = "str"
-    names = [name.strip() for name in annotation.split("|")]
-    actual = "None" if value is None else type(value).__name__
-    if actual not in names and not (actual == "int" and "float" in names):
-        raise ValueError(f"{what} must be {annotation.replace(' | None', ' or null')}, got {value!r}")

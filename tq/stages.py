@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tq.config import TrainConfig, parse_stage, portions_of
+from tq.config import TrainConfig
 from tq.scheme import Scheme
+from tq.training_rules import parse_stage, portions_of
 
 
 @dataclass(frozen=True)

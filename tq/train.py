@@ -26,7 +26,7 @@ from tq import events
 from tq.attach import attach, coverage, quant_layers, requantize, sites, to_channels_last
 from tq.averaging import Average
 from tq.checkpoint import predict_bytes
-from tq.config import TrainConfig, portions_of, to_dict
+from tq.config import TrainConfig, to_dict
 from tq.describe import describe, model_args
 from tq.distributed import World
 from tq.evaluate import Evaluation, evaluate
@@ -45,6 +45,7 @@ from tq.runs import Run
 from tq.scheme import Scheme
 from tq.stages import Stage, peak_rate, plan
 from tq.step import TrainStep, learning_rate, make_optimizer, resolution_of
+from tq.training_rules import portions_of
 
 EVAL_BATCH = 500
 CALIBRATION_BATCHES = 4

@@ -28,9 +28,9 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
-from tq.config import check_portions
 from tq.quantizers import nearest_power, top_exponent
 from tq.scheme import POW2_BITS
+from tq.training_rules import check_portions
 
 STRATEGIES = ("pruning", "random")
 
