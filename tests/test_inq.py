@@ -131,6 +131,15 @@ def test_frozen_weights_never_change_again(name: str, strategy: str) -> None:
         inq.step()
 
 
+def test_groups_are_taken_as_they_are() -> None:
+    model = network()
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": weights[:1]}, {"params": weights[1:], "weight_bits": 3}, {"params": rest, "weight_bits": None}]
+    inq = INQScheduler(INQSGD(groups, weight_bits=4), PORTIONS)
+    assert inq.bits == [4, 3] and inq.params[0] is weights[0] and inq.params[1] is weights[1]
+
+
 def test_the_random_choice_follows_its_seed() -> None:
     def frozen(seed: int) -> list[bool]:
         optimizer = INQSGD(network().parameters(), weight_bits=5)

@@ -262,5 +262,13 @@ def test_learned_offset_is_packed_and_learned() -> None:
     other.load_state_dict(model.state_dict())
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(tq.convert(model)(x), other.eval()(x)) and torch.equal(model.eval()(x), other(x))
+    for offset in torch.linspace(-3, 3, 101):
+        quantizer = LearnedOffset(4, signed=True)
+        with torch.no_grad():
+            quantizer.offset.fill_(offset)
+        codes = quantizer(torch.linspace(-9, 9, 40)[None])[0].detach()
+        assert torch.equal(codes, codes.round())
+    model.requires_grad_(False)
+    assert {name: layer.input_quantizer.zero_point for name, layer in quant_layers(model).items()} == after
     unsigned = LearnedOffset(4, signed=False)
     assert unsigned.zero_point == 0 and not unsigned.offset.requires_grad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from textual.widgets import DataTable
 
-from tq import queue
+from tq import queue, queue_entry
 from tui import jobs
 from tui.app import TqApp
 from tui.dialogs import Confirm
@@ -81,8 +82,8 @@ async def test_an_entry_at_work_cannot_be_moved_or_taken_out_but_opened(
 ) -> None:  # fmt: skip
     path = make_run("beef", end=None, epochs_done=1)
     entry = add(root, "at-work")[0]
-    at_work = queue.dataclasses.replace(entry, run=path.name, started=1.0)
-    queue._save(root, at_work)
+    at_work = dataclasses.replace(entry, run=path.name, started=1.0)
+    queue_entry.save(root, at_work)
     runner = queue.Runner("cpu", True, 1, at_work, 0)
     stopped: list[str] = []
     monkeypatch.setattr(queue, "runner_status", lambda root, device: runner)

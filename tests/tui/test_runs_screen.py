@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -106,16 +106,17 @@ async def test_o_orders_by_the_next_column_and_O_turns_it_around(demo: list[Path
         assert home(app).run.path == demo[5].absolute(), "the cursor stays on its run"
 
 
-async def test_a_click_on_a_header_orders_and_a_second_one_turns_it(demo: list[Path], dashboard: Build) -> None:
+async def test_a_click_on_a_header_orders_and_a_second_one_turns_it(
+    demo: list[Path], dashboard: Build, settle: Callable[..., Awaitable[None]]
+) -> None:
     async with (app := dashboard()).run_test() as pilot:
         await app.polled()
         # the mark takes two columns, the status fifteen
         await pilot.click(DataTable, offset=(20, 0))
-        await pilot.pause()
-        assert (names(app)[0], names(app)[-1]) == ("aa01", "aa06"), "by name: cnn, ..., resnet56"
+        # by name: cnn, ..., resnet56
+        await settle(app, lambda: (names(app)[0], names(app)[-1]) == ("aa01", "aa06"))
         await pilot.click(DataTable, offset=(20, 0))
-        await pilot.pause()
-        assert (names(app)[0], names(app)[-1]) == ("aa06", "aa01")
+        await settle(app, lambda: (names(app)[0], names(app)[-1]) == ("aa06", "aa01"))
 
 
 async def test_space_marks_and_goes_on_and_escape_drops_the_marks(demo: list[Path], dashboard: Build) -> None:
