@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +15,9 @@ import torch
 # before the first import of triton: without a GPU its interpreter runs the kernels
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+# a shell that starts the tests in the background has Ctrl-C ignored, and what they start would inherit that
+if threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # of the processes that tests start, each beside another test
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

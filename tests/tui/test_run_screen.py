@@ -76,11 +76,11 @@ async def test_c_chooses_the_next_chart_and_turns_the_page(demo: list[Path], das
         assert chosen(app) == "loss"
 
 
-async def test_wide_and_high_terminals_show_more_charts(demo: list[Path], dashboard: Build) -> None:
-    async with (app := dashboard(demo[4])).run_test(size=(200, 60)) as pilot:
-        await app.polled()
-        await pilot.pause()
-        assert charts(app) == ["loss", "accuracy", "lr", "speed", "flips"]
+async def test_wide_and_high_terminals_show_more_charts(
+    demo: list[Path], dashboard: Build, settle: Callable[..., Awaitable[None]]
+) -> None:
+    async with (app := dashboard(demo[4])).run_test(size=(200, 60)):
+        await settle(app, lambda: charts(app) == ["loss", "accuracy", "lr", "speed", "flips"])
 
 
 async def test_m_shows_the_chosen_chart_alone_and_esc_ends_it(
