@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
 from torch import nn
 
 from tq import events, runs
@@ -57,8 +56,10 @@ def one_of_two(rank: int, out: str, port: int) -> None:
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
-    port = 29500 + os.getpid() % 2000
-    mp.spawn(one_of_two, (str(tmp_path / "weights"), port), nprocs=2)  # type: ignore[attr-defined]
+    port, out = 29500 + os.getpid() % 2000, str(tmp_path / "weights")
+    # this file as a program: a spawned process could not import it as a module wherever the tests are started from
+    both = [subprocess.Popen([sys.executable, __file__, str(rank), out, str(port)]) for rank in range(2)]
+    assert [process.wait(240) for process in both] == [0, 0]
     first, second = (torch.load(tmp_path / f"weights{rank}") for rank in range(2))
     for way, optimizer, off in ((0, "sgd", 1e-6), (1, "sgd", 1e-6), (2, "qsgd", 2.1 * 2.0**-6)):
         alone = steps(World(), compile=False, optimizer=optimizer)
@@ -91,3 +92,7 @@ def test_torchrun_stops_resumes_and_packs(tmp_path: Path) -> None:
 def _steps(path: Path) -> int:
     log = path / "events.jsonl"
     return sum(e["k"] == "step" for e in events.tail(log)[0]) if log.exists() else 0
+
+
+if __name__ == "__main__":
+    one_of_two(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
