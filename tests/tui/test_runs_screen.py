@@ -110,7 +110,10 @@ async def test_a_click_on_a_header_orders_and_a_second_one_turns_it(
     demo: list[Path], dashboard: Build, settle: Callable[..., Awaitable[None]]
 ) -> None:
     async with (app := dashboard()).run_test() as pilot:
-        await app.polled()
+        table = app.screen.query_one(DataTable)
+        # a click before the columns are laid out hits none of them
+        await settle(app, lambda: table.row_count == len(demo) and table.virtual_size.width > 60)
+        await pilot.pause()
         # the mark takes two columns, the status fifteen
         await pilot.click(DataTable, offset=(20, 0))
         # by name: cnn, ..., resnet56
