@@ -358,7 +358,7 @@ class Tui(Output):
     $ tq tui
     $ tq tui --run last
     $ tq tui --demo
-    $ textual serve "tq tui --readonly"
+    $ tq tui --web 8000 --readonly
     """
 
     run: str | None = None
@@ -371,6 +371,8 @@ class Tui(Output):
     """nothing can be started, stopped or resumed"""
     ascii: bool = False
     """draw with ASCII only, for terminals and fonts without line and dot characters"""
+    web: int | None = None
+    """serve it in browsers on this machine at this port; whoever opens it acts as you, unless --readonly is given"""
     runs: Path = Path("runs")
     """directory of the runs"""
 

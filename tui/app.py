@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from textual import events
 from textual.app import App
 from textual.filter import LineFilter
 from textual.message import Message
@@ -118,6 +119,7 @@ class TqApp(Keyed, App[None]):
             self.root,
             post=lambda snapshot: self._from_thread(self.Polled(snapshot)),
             fail=lambda sentence: self._from_thread(self.Failed(sentence)),
+            begin=self._load_charts,
             clock=clock,
             every_s=every_s,
             system=system,
@@ -153,9 +155,20 @@ class TqApp(Keyed, App[None]):
         sys.setswitchinterval(0.001)
         self.poller.start()
 
+    @staticmethod
+    def _load_charts() -> None:
+        # In the poller's thread and before any run is listed: at the first key it would be half of what the key costs.
+        import tui.pareto  # noqa: F401
+
     def on_unmount(self) -> None:
         """Let the poller's thread end."""
         self.poller.close()
+
+    async def on_event(self, event: events.Event) -> None:
+        """Whoever presses a key waits for its answer, not for the reading."""
+        if isinstance(event, events.InputEvent):
+            self.poller.give_way()
+        await super().on_event(event)
 
     def on_tq_app_polled(self, message: Polled) -> None:
         """Keep the snapshot and draw it, on screens in the background too: they are then right when uncovered."""

@@ -101,7 +101,7 @@ class Pareto(PlotextPlot):
             if dot.path == self._chosen or dot.front or dot.path in self._marked:
                 tone = "chosen" if dot.path == self._chosen else "label"
                 if place := frame.place(dot, taken):
-                    plt.text(dot.label, *place, color=colors[tone], alignment="left")
+                    plt.text(dot.label, *place, color=colors[tone], background="default", alignment="left")
 
     def _colors(self) -> dict[str, str]:
         found = self.app.theme_variables

@@ -26,6 +26,8 @@ OUTPUT_LINES = 200
 READ_S = 0.25
 # Between two pieces the user interface gets its turn.
 PIECE_BYTES = 65_536
+# For how long after a key: about what it takes to draw its answer.
+GIVE_WAY_S = 0.05
 # How often the machine is asked, the directory listed and a run that is over looked at.
 SELDOM_S = 3.0
 OVER = ("done", "failed", "stopped", "crashed")
@@ -40,13 +42,14 @@ class Poller(threading.Thread):
         *,
         post: Callable[[Snapshot], None],
         fail: Callable[[str], None],
+        begin: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
         every_s: float = 0.5,
         system: Callable[[], System] | None = None,
     ) -> None:
         super().__init__(name="tq-poll", daemon=True)
         self.root = root
-        self._post, self._fail, self._clock, self._every_s = post, fail, clock, every_s
+        self._post, self._fail, self._begin, self._clock, self._every_s = post, fail, begin, clock, every_s
         self._wake = threading.Event()
         self._done = False
         self._behind = False
@@ -57,6 +60,7 @@ class Poller(threading.Thread):
         self._probe = system or Probe()
         self._system: tuple[System | None, float] = (None, 0.0)
         self._all = True
+        self._way_until = 0.0
 
     def watch(self, path: Path | None) -> None:
         """Also read the output of this run: the one that is being looked at."""
@@ -69,13 +73,18 @@ class Poller(threading.Thread):
         self._all = True
         self._wake.set()
 
+    def give_way(self) -> None:
+        """Somebody pressed a key: leave the interpreter to the user interface for a moment."""
+        self._way_until = time.monotonic() + GIVE_WAY_S
+
     def close(self) -> None:
         """Ask the thread to end; it does within one poll."""
         self._done = True
         self.poke()
 
     def run(self) -> None:
-        """The thread's body."""
+        """The thread's body; `begin` is called first."""
+        self._begin()
         while not self._done:
             self._wake.clear()
             try:
@@ -124,7 +133,11 @@ class Poller(threading.Thread):
         # A run that was named on the command line may lie elsewhere; one that was deleted stays while it is looked at.
         if watched and watched not in paths and (watched in self._known or watched.is_dir()):
             paths.append(watched)
-        self._known = {path: self._known.get(path) or _Known(path) for path in paths}
+        self._known = {path: self._known.get(path) or _Known(path, self._pause) for path in paths}
+
+    def _pause(self) -> None:
+        """Between two pieces. One wait, not until there is peace: a key that is held down must not stop the reading."""
+        time.sleep(max(0.0, self._way_until - time.monotonic()))
 
     def _ask_system(self, everything: bool) -> System | None:
         if everything or time.monotonic() - self._system[1] >= SELDOM_S:
@@ -135,8 +148,9 @@ class Poller(threading.Thread):
 class _Known:
     """What was read of one run. One that is over and has not changed costs two stat calls now and then."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pause: Callable[[], None]) -> None:
         self.path = path
+        self._pause = pause
         self.view = RunView(path, Status("starting"), share=0.0)
         self._files = (f"{path}/events.jsonl", f"{path}/lock", f"{path}")
         self._stamps: tuple[tuple[int, int], ...] = ()
@@ -181,7 +195,7 @@ class _Known:
             if (share := self._follower.share) == 1 or time.thread_time() >= deadline:
                 return share
             # The user interface waits for this thread wherever it needs the interpreter: give it a turn.
-            time.sleep(0)
+            self._pause()
 
     def _judge(self, now: float) -> Status:
         while True:

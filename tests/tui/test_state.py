@@ -79,6 +79,37 @@ def test_poller_reads_a_run_that_is_over_only_once(
     assert poller.poll().runs[0].state is before.state
 
 
+def test_poller_gives_way_to_a_key_once_and_then_reads_on(
+    make_run: Callable[..., Path], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run()
+    now, slept = 100.0, []
+    monkeypatch.setattr(poll.time, "monotonic", lambda: now)
+    monkeypatch.setattr(poll.time, "sleep", slept.append)
+    monkeypatch.setattr(poll, "PIECE_BYTES", 4000)
+    poller = Poller(root, post=lambda _: None, fail=lambda _: None)
+    poller.give_way()
+    now += 0.02
+    assert poller.poll().whole
+    assert len(slept) > 3
+    assert slept == [pytest.approx(poll.GIVE_WAY_S - 0.02)] * len(slept)
+
+
+def test_poller_begins_with_what_it_is_given(root: Path) -> None:
+    order: list[str] = []
+    poller = Poller(
+        root,
+        post=lambda _: order.append("post"),
+        fail=lambda _: None,
+        begin=lambda: order.append("begin"),
+        every_s=0.01,
+    )
+    poller.start()
+    poller.close()
+    poller.join(20)
+    assert order[:1] == ["begin"]
+
+
 def test_poller_ends_when_closed(root: Path) -> None:
     seen = threading.Event()
     poller = Poller(root.absolute(), post=lambda _: seen.set(), fail=lambda _: None, every_s=3600)
