@@ -5,7 +5,7 @@
 first frame            from the start of the program until its first frame has come out
 open 100,000 events    from the first frame of `--run` until a number stands there that only the log's end has
 list of 500 runs       from the first frame until the list counts 500
-idle, 500 runs         processor time over a minute in which nothing happens, in percent of one core (a run every 10 min)
+idle, 500 runs         processor time over a minute in which nothing happens, in percent of one core (a run each 10 min)
 8 live runs            the same over 10 s, while 8 runs write 5 events a second each
 key during a replay    from a key until the line of the run it leads to, while three such logs are read; the median
 
