@@ -11,7 +11,6 @@ command goes on from --checkpoint.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -80,8 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     flags = tyro.cli(Flags, args=argv)
     world = World()
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            world = World.join(flags.device)
+        world = World.join(flags.device)
         quantize(flags, world)
     except (ValueError, OSError) as error:
         print(f"inq_imagenet: {error}", file=sys.stderr)

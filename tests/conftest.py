@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tq import models
+from tq import models, queue, runs
 from tq.attach import attach
 from tq.ptq.calibrate import calibrate
 
@@ -124,3 +126,25 @@ def quantized(network: Callable[..., nn.Module], images: Callable[..., Tensor]) 
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Iterator[Callable[[str], list[str]]]:
+    """stand_in(script): the command of a script in the place of `tq`. What it has started is killed with the test."""
+
+    def write(script: str) -> list[str]:
+        (tmp_path / "fake.py").write_text(script)
+        return [sys.executable, str(tmp_path / "fake.py")]
+
+    yield write
+    root = tmp_path / "runs"
+    end([queue.runner_status(root, device) for device in queue.devices(root)])
+    # after the runners, which would start the next one
+    end([runs.status(path) for path in runs.list_runs(root)])
+
+
+def end(holders: list[runs.Status]) -> None:
+    """Kill the processes that hold something."""
+    for status in holders:
+        if status.pid:
+            os.kill(status.pid, signal.SIGKILL)

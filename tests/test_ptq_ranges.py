@@ -22,7 +22,8 @@ from tq.ptq.ranges import (
     entropy_threshold,
     weight_scale,
 )
-from tq.quantizers import PACT, LearnedStep, act_range, weight_range
+from tq.quantizers import PACT, LearnedStep, act_range
+from triton_kernels.layout import code_range
 
 
 def histogram(*batches: Tensor) -> Histogram:
@@ -202,7 +203,7 @@ def test_act_affine_errors() -> None:
 def test_weight_scale(bits: int, method: str, per_channel: bool) -> None:
     torch.manual_seed(bits)
     weight = torch.randn(5, 3, 7, 3) * torch.tensor([1.0, 0.1, 3.0, 0.7, 20.0]).view(-1, 1, 1, 1)
-    low, high = weight_range(bits)
+    low, high = code_range(bits)
     scales = weight_scale(weight, bits, method=method, percentile=98.0, per_channel=per_channel)
     rows = list(weight.flatten(1)) if per_channel else [weight.flatten()]
     assert scales.shape == (len(rows),)

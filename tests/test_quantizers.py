@@ -21,8 +21,8 @@ from tq.quantizers import (
     LearnedWeight,
     ScaledSign,
     act_range,
-    weight_range,
 )
+from triton_kernels.layout import code_range
 
 RANGES = {(1, True): (-1, 1), (2, True): (-2, 1), (4, True): (-8, 7), (8, True): (-128, 127)}
 RANGES |= {(1, False): (0, 1), (2, False): (0, 3), (4, False): (0, 15), (8, False): (0, 255)}
@@ -36,7 +36,7 @@ def value_of(quantizer: ActQuantizer, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(("bits", "signed"), RANGES)
 def test_ranges(bits: int, signed: bool) -> None:
     assert act_range(bits, signed=signed) == RANGES[bits, signed]
-    assert weight_range(bits) == RANGES[bits, True]
+    assert code_range(bits) == RANGES[bits, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -161,7 +161,7 @@ def test_learned_weight_gradients(bits: int, per_channel: bool) -> None:
     torch.manual_seed(bits)
     weight = torch.randn(5, 3, 3, 1, requires_grad=True)
     quantizer = LearnedWeight(bits, weight, per_channel=per_channel)
-    low, high = weight_range(bits)
+    low, high = code_range(bits)
     quantizer.set_step(torch.linspace(0.3, 0.5, 5) * 2 / high if per_channel else torch.tensor([0.7 / high]))
     upstream = torch.randn(5, 3, 3, 1)
     codes, scale = quantizer(weight)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,17 +56,9 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tq(tmp_path: Path, root: Path) -> Iterator[list[str]]:
-    """The command that stands in for `tq`; whatever it started is ended with the test."""
-    script = tmp_path / "fake.py"
-    script.write_text(FAKE)
-    yield [sys.executable, str(script)]
-    for device in queue.devices(root):
-        if pid := queue.runner_status(root, device).pid:
-            os.kill(pid, signal.SIGKILL)
-    for path in runs.list_runs(root):
-        if pid := runs.status(path).pid:
-            os.kill(pid, signal.SIGKILL)
+def tq(stand_in: Callable[[str], list[str]]) -> list[str]:
+    """The command that stands in for `tq`."""
+    return stand_in(FAKE)
 
 
 def until(true: Callable[[], object], *, seconds: float = 20.0) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +85,8 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fake(tmp_path: Path, root: Path) -> Iterator[list[str]]:
-    script = tmp_path / "fake.py"
-    script.write_text(FAKE)
-    yield [sys.executable, str(script)]
-    for device in queue.devices(root):
-        if pid := queue.runner_status(root, device).pid:
-            os.kill(pid, signal.SIGKILL)
-    for path in runs.list_runs(root):
-        if pid := runs.status(path).pid:
-            os.kill(pid, signal.SIGKILL)
+def fake(stand_in: Callable[[str], list[str]]) -> list[str]:
+    return stand_in(FAKE)
 
 
 def table(*, quick: bool = True, **changes: Any) -> recipe.Table:

@@ -27,10 +27,12 @@ class World:
 
     @staticmethod
     def join(device: str) -> World:
-        """Meet the other processes; device "auto" or "cuda" is the GPU of this process's local rank.
+        """Meet the other processes, if there are any; device "auto" or "cuda" is the GPU of this process's local rank.
 
         Raises ValueError for a GPU by number, and for more processes than GPUs.
         """
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return World()
         if device not in ("auto", "cpu", "cuda"):
             raise ValueError(f"torchrun gives each process a GPU of its own; use --device cuda, not {device}")
         use_cuda = device != "cpu" and torch.cuda.is_available()
@@ -56,13 +58,13 @@ class World:
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is true in any process."""
+    def worst(self, level: int) -> int:
+        """The highest level of all processes."""
         if self.size == 1:
-            return flag
-        found = torch.tensor(int(flag))
+            return level
+        found = torch.tensor(level)
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group)
-        return bool(found)
+        return int(found)
 
     @torch.no_grad()
     def same(self, model: nn.Module) -> None:

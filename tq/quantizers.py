@@ -30,20 +30,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from triton_kernels.layout import to_rows
+from triton_kernels.layout import code_range, to_rows
 from triton_kernels.reference import quantize_input
 
 _TINY = 1e-8
 
 
-def weight_range(bits: int) -> tuple[int, int]:
-    """Smallest and largest weight code: (-1, 1) for one bit, else two's complement."""
-    return (-1, 1) if bits == 1 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-
-
 def act_range(bits: int, *, signed: bool) -> tuple[int, int]:
     """Smallest and largest input code: 0 .. 2^bits - 1, or two's complement when signed (one bit: -1 and 1)."""
-    return weight_range(bits) if signed else (0, 2**bits - 1)
+    return code_range(bits) if signed else (0, 2**bits - 1)
 
 
 def _straight_through(value: Tensor, exact: Tensor, passes: Tensor) -> Tensor:
@@ -127,7 +122,7 @@ class LearnedWeight(nn.Module):
     def __init__(self, bits: int, weight: Tensor, *, per_channel: bool = True, group: int = 0) -> None:
         super().__init__()
         self.bits = bits
-        self.qmin, self.qmax = weight_range(bits)
+        self.qmin, self.qmax = code_range(bits)
         self.per_channel, self.group = per_channel, group
         # LSQ's own start, section 2.1; calibration replaces it
         size = weight.detach().abs()

@@ -196,9 +196,9 @@ class Trainer:
             self.inq.step()
             return
         if not stage.scheme.is_float:
-            if saved is None and number == 0:
-                self._first_words(stage.scheme)
             if saved is None:
+                if number == 0:
+                    self._first_words(stage.scheme)
                 self.world.same(self.model)
             self.teacher = self._teacher()
             self._attach(self.model, stage.scheme)
@@ -332,12 +332,17 @@ class Trainer:
                 if time.monotonic() >= next_system:
                     next_system = time.monotonic() + SYSTEM_EVERY_S
                     self.log.emit("sys", **system_load(self.device))
-                if self.world.any(self.should_stop()):
-                    self.checkpoint()
-                    raise Stopped
-                if self.world.any(bool(self.diverged)):
-                    raise Diverged(self.diverged or "the loss is not finite in another process; lower --lr")
+                self._heed()
             self._end_of_epoch(stage)
+
+    def _heed(self) -> None:
+        """Divergence and the wish to stop, of any process: one agreement a step."""
+        worst = self.world.worst(2 if self.diverged else int(self.should_stop()))
+        if worst == 2:
+            raise Diverged(self.diverged or "the loss is not finite in another process; lower --lr")
+        if worst:
+            self.checkpoint()
+            raise Stopped
 
     def _resolution(self) -> torch.Tensor | None:
         return resolution_of(self.optimizer)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tq.attach import quant_layers
+from tq.hooks import evaluating
 from tq.ptq.ranges import Histogram, act_affine, act_scale, weight_scale
 from tq.quantizers import ActQuantizer, LearnedOffset, LearnedStep, LearnedWeight, PowerOfTwo, top_exponent
 
@@ -36,18 +37,17 @@ def calibrate(
         ValueError: no batch, NaN or infinity in a layer's input.
     """
     layers = quant_layers(model)
-    was_training = model.training
     seen = {name: Histogram(name) for name in layers}
     for name, layer in layers.items():
         layer.observer = seen[name]
     try:
-        model.train(batch_statistics)
-        for x in batches:
-            model(x)
+        with evaluating(model):
+            model.train(batch_statistics)
+            for x in batches:
+                model(x)
     finally:
         for layer in layers.values():
             layer.observer = None
-        model.train(was_training)
     for name, layer in layers.items():
         if (q := layer.input_quantizer) is not None:
             q.set_range(*_range(q, seen[name], act_range, percentile, act_symmetric))

@@ -19,7 +19,8 @@ import math
 import torch
 from torch import Tensor
 
-from tq.quantizers import by_group, weight_range
+from tq.quantizers import by_group
+from triton_kernels.layout import code_range
 
 ACT_METHODS = ("minmax", "percentile", "mse", "entropy")
 WEIGHT_METHODS = ("minmax", "percentile", "mse", "lp")
@@ -171,7 +172,7 @@ def _row_scales(rows: Tensor, bits: int, method: str, percentile: float) -> Tens
     """Scales [R] of weights [R, n]."""
     if bits == 1:
         return rows.abs().mean(1)
-    qmin, qmax = weight_range(bits)
+    qmin, qmax = code_range(bits)
     largest = torch.maximum(rows.amax(1) / qmax, rows.amin(1) / qmin)
     if method == "minmax":
         return largest
