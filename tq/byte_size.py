@@ -26,3 +26,12 @@ def parse_size(text: str) -> int:
     if size < 1:
         raise ValueError(f"size {text!r} is less than one byte; expected such as 60KB")
     return size
+
+
+def size_text(count: float) -> str:
+    """48,624 -> 48.6 kB: three digits, decimal units."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5 or unit == "GB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    raise AssertionError

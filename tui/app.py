@@ -19,7 +19,7 @@ from textual.message import Message
 from textual.theme import Theme
 
 from tq import runs
-from tui import settings, state
+from tui import settings, state, words
 from tui.ascii import Ascii
 from tui.dialogs import Confirm, Help
 from tui.keys import Key, Keyed, rows
@@ -347,8 +347,8 @@ class TqApp(Keyed, App[None]):
             seen = self._alerts_seen.setdefault(run.path, len(alerts))
             for alert in alerts[seen:][-3:]:
                 severity = SEVERITIES.get(alert.level, "information")
-                title = state.clean(f"{run.name} {run.tag}: {alert.title}")
-                self.notify(state.clean(alert.text), title=title, severity=severity, markup=False)
+                title = words.clean(f"{run.name} {run.tag}: {alert.title}")
+                self.notify(words.clean(alert.text), title=title, severity=severity, markup=False)
             self._alerts_seen[run.path] = len(alerts)
 
 

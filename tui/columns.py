@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tui import state
+from tq.byte_size import size_text
+from tui import words
 from tui.state import RunView
 
 GAP = 1
@@ -37,16 +38,16 @@ def _known(text: Callable[[RunView], str]) -> Callable[[RunView, float], str]:
 def _time_left(run: RunView) -> str:
     """ETA of a live run, else how long it took."""
     if not run.status.live:
-        return state.span(run.elapsed_s)
-    return "-" if math.isnan(run.state.eta_s) else f"~{state.span(run.state.eta_s)}"
+        return words.span(run.elapsed_s)
+    return "-" if math.isnan(run.state.eta_s) else f"~{words.span(run.state.eta_s)}"
 
 
 def _setting(name: str) -> Callable[[RunView, float], str]:
-    return lambda run, now: state.clean(str(run.config.get(name) or "-"))
+    return lambda run, now: words.clean(str(run.config.get(name) or "-"))
 
 
 def _size(run: RunView) -> str:
-    return state.size(run.state.packed_bytes) if run.state.packed_bytes else "-"
+    return size_text(run.state.packed_bytes) if run.state.packed_bytes else "-"
 
 
 COLUMNS = (
@@ -55,13 +56,13 @@ COLUMNS = (
     Column("Scheme", _setting("scheme"), 6, 5, "scheme"),
     Column("Data", _setting("dataset"), 9, 8, "dataset"),
     Column("Optimizer", _setting("optimizer"), 14, 12, "optimizer"),
-    Column("Device", lambda run, now: state.clean(str(run.manifest.get("device") or "-")), 7, 13),
-    Column("Epoch", _known(lambda run: state.epochs(run.state)), 7, 3, "epoch", "right"),
-    Column("Acc", _known(lambda run: state.percent(run.state.last_acc)), 6, 1, "acc", "right"),
-    Column("Best", _known(lambda run: state.percent(run.state.best_acc)), 6, 4, "best", "right"),
-    Column("Curve", _known(lambda run: run.curve), state.SPARK_WIDTH, 9),
-    Column("Loss", _known(lambda run: state.number(run.state.loss)), 7, 10, "loss", "right"),
-    Column("img/s", lambda run, now: state.number(run.state.img_s) if run.status.live else "-", 7, 11, "", "right"),
+    Column("Device", lambda run, now: words.clean(str(run.manifest.get("device") or "-")), 7, 13),
+    Column("Epoch", _known(lambda run: words.epochs(run.state)), 7, 3, "epoch", "right"),
+    Column("Acc", _known(lambda run: words.percent(run.state.last_acc)), 6, 1, "acc", "right"),
+    Column("Best", _known(lambda run: words.percent(run.state.best_acc)), 6, 4, "best", "right"),
+    Column("Curve", _known(lambda run: run.curve), words.SPARK_WIDTH, 9),
+    Column("Loss", _known(lambda run: words.number(run.state.loss)), 7, 10, "loss", "right"),
+    Column("img/s", lambda run, now: words.number(run.state.img_s) if run.status.live else "-", 7, 11, "", "right"),
     Column("Size", _known(_size), 7, 2, "size", "right"),
     Column(
         "Ratio",
@@ -72,7 +73,7 @@ COLUMNS = (
         "right",
     ),
     Column("Time", _known(_time_left), 6, 6, "", "right"),
-    Column("Age", lambda run, now: state.age(now - run.started) if run.started else "-", 4, 4, "age", "right"),
+    Column("Age", lambda run, now: words.age(now - run.started) if run.started else "-", 4, 4, "age", "right"),
 )
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tui import state
+from tq.byte_size import size_text
+from tui import words
 from tui.state import RunView
 
 Value = Callable[[RunView], float]
@@ -24,11 +25,11 @@ class Row:
 
 # Label, value, how it is written, and which is better: the higher or the lower.
 FIGURES: tuple[tuple[str, Value, Callable[[float], str], Literal["max", "min"]], ...] = (
-    ("best accuracy", lambda run: run.state.best_acc, lambda x: state.percent(x, 2), "max"),
-    ("last accuracy", lambda run: run.state.last_acc, lambda x: state.percent(x, 2), "max"),
-    ("packed file", lambda run: state.packed_accuracy(run.state), lambda x: state.percent(x, 2), "max"),
-    ("training loss", lambda run: run.state.loss, state.number, "min"),
-    ("size", lambda run: run.state.packed_bytes or math.nan, lambda x: state.size(x) if x == x else "-", "min"),
+    ("best accuracy", lambda run: run.state.best_acc, lambda x: words.percent(x, 2), "max"),
+    ("last accuracy", lambda run: run.state.last_acc, lambda x: words.percent(x, 2), "max"),
+    ("packed file", lambda run: words.packed_accuracy(run.state), lambda x: words.percent(x, 2), "max"),
+    ("training loss", lambda run: run.state.loss, words.number, "min"),
+    ("size", lambda run: run.state.packed_bytes or math.nan, lambda x: size_text(x) if x == x else "-", "min"),
     ("smaller by", lambda run: run.state.ratio, lambda x: f"{x:.1f}x" if x == x else "-", "max"),
 )
 
@@ -37,8 +38,8 @@ def figures(chosen: Sequence[RunView]) -> list[Row]:
     """What the runs have reached. Figures that none of them has are left out."""
     rows = [
         Row("state", tuple(f"{run.icon} {run.word}" for run in chosen)),
-        Row("epoch", tuple(state.epochs(run.state) for run in chosen)),
-        Row("time", tuple(state.span(run.elapsed_s) for run in chosen)),
+        Row("epoch", tuple(words.epochs(run.state) for run in chosen)),
+        Row("time", tuple(words.span(run.elapsed_s) for run in chosen)),
     ]
     for label, value, text, goal in FIGURES:
         values = [value(run) for run in chosen]
@@ -74,4 +75,4 @@ def _about(run: RunView) -> dict[str, str]:
 def _text(value: Any) -> str:
     if value is None or value == [] or value == "":
         return "-"
-    return state.clean(" ".join(map(str, value)) if isinstance(value, list) else str(value))
+    return words.clean(" ".join(map(str, value)) if isinstance(value, list) else str(value))

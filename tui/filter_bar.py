@@ -9,7 +9,7 @@ from textual.widgets import Input, Static
 
 from tq import query
 from tq.query import Query
-from tui import state
+from tui import words
 
 EXAMPLES = "w<=4  acc>90  size<100kb  age<2h  name:resnet  state:live  -state:done"
 
@@ -66,7 +66,7 @@ class FilterBar(Vertical):
         try:
             wanted = query.parse(text)
         except ValueError as error:
-            note.update(state.clean(str(error)))
+            note.update(words.clean(str(error)))
             note.display = True
         else:
             note.display = False

@@ -13,7 +13,7 @@ from textual.content import Content
 from textual.events import Resize
 from textual.widgets import Static
 
-from tui import jobs, results, state
+from tui import jobs, results, words
 from tui.dialogs import Confirm
 from tui.footer import Footer
 from tui.jobs import Job
@@ -123,7 +123,7 @@ class JobScreen(TqScreen):
         if not width:
             return
         right = Content.styled(f"{job.id} ", "$muted")
-        self.query_one("#bar", Static).update(spread(logo(f"{job.command} {state.clean(job.title)}"), right, width))
+        self.query_one("#bar", Static).update(spread(logo(f"{job.command} {words.clean(job.title)}"), right, width))
         self.query_one("#job-command", Static).update("$ " + command_line(job))
         self.query_one("#job-state", Static).update(state_line(job, self.tq.clock()))
         self.query_one(Footer).check()
@@ -142,7 +142,7 @@ class JobScreen(TqScreen):
         """Ask, then Ctrl-C."""
         text = "It ends as with Ctrl-C. A quantize goes on from where it was when it is started again."
         self.app.push_screen(
-            Confirm(f"Stop {self.job.command} {state.clean(self.job.title)}?", text, yes="Stop"), self._stop
+            Confirm(f"Stop {self.job.command} {words.clean(self.job.title)}?", text, yes="Stop"), self._stop
         )
 
     def action_again(self) -> None:
@@ -181,14 +181,14 @@ class JobScreen(TqScreen):
 
 def command_line(job: Job) -> str:
     """As it would be typed."""
-    return shlex.join(["tq", *map(state.clean, job.argv)])
+    return shlex.join(["tq", *map(words.clean, job.argv)])
 
 
 def state_line(job: Job, now: float) -> Content:
     """● working 1m40  batch 32: timing"""
     icon, tone = SIGNS[job.state]
     seconds = now - job.started if job.state == "working" else job.seconds
-    parts: list[str | tuple[str, str]] = [(f"{icon} {job.state}", f"bold ${tone}"), f" {state.span(max(0.0, seconds))}"]
+    parts: list[str | tuple[str, str]] = [(f"{icon} {job.state}", f"bold ${tone}"), f" {words.span(max(0.0, seconds))}"]
     if job.state == "working":
         parts.append((f"  {job.line}", "$muted"))
     return Content.assemble(*parts)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tq.atomic import atomic
-from tui.state import clean
+from tui.words import clean
 
 TQ = (sys.executable, "-m", "tq")
 LOG_BYTES = 32_768

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from textual.content import Content
 
+from tq.byte_size import size_text
 from tq.run_state import LayerFigures, RunState
-from tui import state
+from tui import words
 from tui.bars import columns, padded
 
 NAME_MOST = 28
@@ -40,10 +41,10 @@ def _bits(one: LayerFigures) -> str:
 
 COLUMNS = (
     Column("bits", _bits, lambda x: x.bits, 6, "primary"),
-    Column("bytes", lambda x: _or_dash(x.bytes, state.size), lambda x: x.bytes, 8, "secondary", bar=True),
-    Column("scale", lambda x: state.number(x.scale), lambda x: x.scale, 8),
-    Column("flips", lambda x: state.percent(100 * x.flips, 2), lambda x: x.flips, 7, "accent", bar=True),
-    Column("to and fro", lambda x: state.percent(100 * x.oscillating, 2), lambda x: x.oscillating, 10),
+    Column("bytes", lambda x: _or_dash(x.bytes, size_text), lambda x: x.bytes, 8, "secondary", bar=True),
+    Column("scale", lambda x: words.number(x.scale), lambda x: x.scale, 8),
+    Column("flips", lambda x: words.percent(100 * x.flips, 2), lambda x: x.flips, 7, "accent", bar=True),
+    Column("to and fro", lambda x: words.percent(100 * x.oscillating, 2), lambda x: x.oscillating, 10),
     Column("SNR dB", lambda x: _or_dash(x.sqnr_db, "{:.1f}".format), lambda x: x.sqnr_db, 7, "success", bar=True),
 )
 
@@ -54,7 +55,7 @@ def layers(s: RunState, width: int) -> Content:
     if not figures:
         return Content.styled("the sizes of the layers come before the first step", "$muted")
     kept = [c for c in COLUMNS if any(math.isfinite(c.value(one)) for one in figures.values())]
-    name_width = min(NAME_MOST, max(5, *(len(state.clean(name)) for name in figures)))
+    name_width = min(NAME_MOST, max(5, *(len(words.clean(name)) for name in figures)))
     kept = _fitting(kept, width - name_width)
     bars = [c for c in kept if c.bar]
     room = width - name_width - sum(c.width + 2 for c in kept)
@@ -62,7 +63,7 @@ def layers(s: RunState, width: int) -> Content:
     lines = [_heading(kept, name_width, bar_width)]
     most = {c.title: max((v for one in figures.values() if math.isfinite(v := c.value(one))), default=0) for c in bars}
     for name, one in figures.items():
-        lines.append(_line(state.clean(name), one, kept, most, name_width, bar_width))
+        lines.append(_line(words.clean(name), one, kept, most, name_width, bar_width))
     if s.figures_step:
         lines.append(Content.styled(f"flips and noise as of step {s.figures_step:,}", "$muted"))
     return Content("\n").join(lines)

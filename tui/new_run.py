@@ -17,7 +17,7 @@ from textual.widget import Widget
 from textual.widgets import Button, Input, Static
 
 from tq import queue, runs
-from tui import form, state
+from tui import form, words
 from tui.choice import Choice
 from tui.fold import Fold
 from tui.footer import Footer
@@ -301,7 +301,7 @@ class NewRunScreen(TqScreen):
             for row in self.query(f"#row-{field.name}"):
                 wrong = self.verdict.errors.get(field.name, "")
                 row.set_class(bool(wrong), "bad").set_class(self._changed(field), "changed")
-                row.query_one(".wrong", Static).update(state.clean(wrong))
+                row.query_one(".wrong", Static).update(words.clean(wrong))
         for fold in self.query(Fold):
             fold.changed = sum(map(self._changed, self._folded(fold.section)))
 
@@ -352,4 +352,4 @@ _HELP = {
 
 
 def _bad(sentence: str) -> Content:
-    return Content.styled(f"✗ {state.clean(sentence)}", "$error")
+    return Content.styled(f"✗ {words.clean(sentence)}", "$error")

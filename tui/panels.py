@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from textual.content import Content
 
-from tui import layers_text, state
+from tui import layers_text, state, words
 from tui.bars import columns, padded
 from tui.run_text import phase_times
 from tui.state import RunView
@@ -68,10 +68,10 @@ def alerts(run: RunView, width: int) -> Content:
     lines = []
     for alert in reversed(run.state.alerts):
         icon, tone = tones.get(alert.level, ("●", "$primary"))
-        ago = f"{state.span(max(0.0, run.now - alert.t)):>5} ago  "
+        ago = f"{words.span(max(0.0, run.now - alert.t)):>5} ago  "
         lines.append(
             Content.assemble(
-                (f"{icon} ", tone), (ago, "$muted"), (state.clean(alert.title), "bold"), f"  {state.clean(alert.text)}"
+                (f"{icon} ", tone), (ago, "$muted"), (words.clean(alert.title), "bold"), f"  {words.clean(alert.text)}"
             )
         )
     return Content("\n").join(lines)
@@ -83,7 +83,7 @@ def phases(run: RunView, width: int) -> Content:
     if not times:
         return Content.styled("the trainer has not said what it does", "$muted")
     whole = sum(times.values()) or 1.0
-    name_width = max(len(state.clean(name)) for name in times)
+    name_width = max(len(words.clean(name)) for name in times)
     bar_width = columns(width - name_width - 18, 1, most=60)
     lines = []
     for name, seconds in times.items():
@@ -91,8 +91,8 @@ def phases(run: RunView, width: int) -> Content:
         lines.append(
             Content.assemble(
                 ("● " if now else "  ", f"${run.tone}"),
-                (f"{state.clean(name):<{name_width}}", "bold" if now else ""),
-                f"  {state.span(seconds):>6}  ",
+                (f"{words.clean(name):<{name_width}}", "bold" if now else ""),
+                f"  {words.span(seconds):>6}  ",
                 (padded(seconds / whole, bar_width), "$primary"),
                 (f" {100 * seconds / whole:3.0f}%", "$muted"),
             )
@@ -117,7 +117,7 @@ def settings(run: RunView, width: int) -> Content:
     }
     about = {key: value for key, value in about.items() if value is not None}
     for key, value in {**run.config, **about, **run.state.summary}.items():
-        lines.append(Content.assemble((f"{state.clean(str(key)):<24}", "$muted"), state.clean(str(value))))
+        lines.append(Content.assemble((f"{words.clean(str(key)):<24}", "$muted"), words.clean(str(value))))
     return Content("\n").join(lines)
 
 

@@ -16,7 +16,7 @@ from textual.events import Click
 from textual.message import Message
 from textual_plotext import PlotextPlot
 
-from tui import state
+from tq.byte_size import size_text
 from tui.curves import ticks
 from tui.state import Dot
 
@@ -84,7 +84,7 @@ class Pareto(PlotextPlot):
         frame = _Frame(self._dots, width, height)
         plt.xlim(frame.x0, frame.x1)
         plt.ylim(frame.y0, frame.y1)
-        plt.xticks([math.log10(x) for x in frame.x_ticks], [state.size(x) for x in frame.x_ticks])
+        plt.xticks([math.log10(x) for x in frame.x_ticks], [size_text(x) for x in frame.x_ticks])
         plt.yticks(frame.y_ticks, frame.y_labels)
         for dataset in {dot.dataset for dot in self._dots}:
             front = [dot for dot in self._dots if dot.front and dot.dataset == dataset]

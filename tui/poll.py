@@ -17,8 +17,9 @@ from typing import Any
 from tq import runs
 from tq.history import Follower, RunState
 from tq.runs import LastWord, Status
-from tui.state import RunView, Snapshot, clean
+from tui.state import RunView, Snapshot
 from tui.system import Probe, System
+from tui.words import clean
 
 OUTPUT_LINES = 200
 # A snapshot is posted after so much work even where there is more to read. Processor time: on a busy machine the

@@ -15,8 +15,9 @@ from textual.events import Resize
 from textual.widgets import DataTable, Static
 
 from tq import queue
+from tq.byte_size import size_text
 from tq.queue import Entry, Runner
-from tui import jobs, results, state
+from tui import jobs, results, words
 from tui.footer import Footer
 from tui.job_screen import REFRESH_S, SIGNS, JobScreen
 from tui.jobs import Job
@@ -228,7 +229,7 @@ class QueueScreen(TqScreen):
             waits = f", {runner.waiting} wait{'s' if runner.waiting == 1 else ''}" if runner.waiting else ""
             if runner.working:
                 name = runner.current.name if runner.current else "the next run"
-                parts += [("● ", "$primary"), (runner.device, "bold"), f" at work on {state.clean(name)}{waits}   "]
+                parts += [("● ", "$primary"), (runner.device, "bold"), f" at work on {words.clean(name)}{waits}   "]
             elif runner.waiting:
                 parts += [("■ ", "$warning"), (runner.device, "bold"), (f" paused{waits}; p goes on   ", "$warning")]
             else:
@@ -261,28 +262,26 @@ class QueueScreen(TqScreen):
 
     def _entry_cells(self, index: int, entry: Entry) -> list[Text]:
         icon, tone = ICONS.get(entry.state, ("○", "muted"))
-        words = " ".join(entry.argv[1:]).replace("--show progress", "").strip()
-        if entry.error:
-            words = entry.error
+        told = entry.error or f"tq train {' '.join(entry.argv[1:]).replace('--show progress', '').strip()}"
         color = self.tq.theme_variables.get(tone, "")
         return [
             Text(f"{index + 1}", style=self.tq.theme_variables.get("muted", "")),
             Text(f"{icon} {'waits' if entry.waiting else entry.state}", style=color),
-            Text(state.clean(entry.name)),
+            Text(words.clean(entry.name)),
             Text(entry.device),
-            Text(state.clean(f"tq train {words}" if not entry.error else words), no_wrap=True, overflow="ellipsis"),
+            Text(words.clean(told), no_wrap=True, overflow="ellipsis"),
         ]
 
     def _job_cells(self, job: Job) -> list[Text]:
         icon, tone = SIGNS[job.state]
         now = self.tq.clock()
         seconds = now - job.started if job.state == "working" else now - job.ended
-        span = state.span(max(0.0, seconds))
+        span = words.span(max(0.0, seconds))
         when = f"for {span}" if job.state == "working" else f"{span} ago"
         return [
             Text(f"{icon} {job.state}", style=self.tq.theme_variables.get(tone, "")),
             Text(job.command),
-            Text(state.clean(job.title)),
+            Text(words.clean(job.title)),
             Text(when),
             Text(headline(job), no_wrap=True, overflow="ellipsis"),
         ]
@@ -301,5 +300,5 @@ def headline(job: Job) -> str:
         return f"{number(best, 'speedup'):.2f}x compiled float at batch {number(best, 'batch'):g}"
     size, full = number(found, "bytes"), number(found, "float_bytes")
     ratio = f", {full / size:.1f}x smaller" if size and math.isfinite(full / size) else ""
-    accuracy = f"{state.percent(number(found, 'accuracy'), 2)}, " if job.command == "quantize" else ""
-    return f"{accuracy}{state.size(size) if math.isfinite(size) else '-'}{ratio}"
+    accuracy = f"{words.percent(number(found, 'accuracy'), 2)}, " if job.command == "quantize" else ""
+    return f"{accuracy}{size_text(size) if math.isfinite(size) else '-'}{ratio}"

@@ -11,7 +11,8 @@ from typing import Any
 
 from textual.content import Content
 
-from tui import state
+from tq.byte_size import size_text
+from tui import words
 from tui.bars import bar, columns, padded
 from tui.jobs import Job
 from tui.layers_text import short
@@ -22,7 +23,7 @@ NAME_MOST = 30
 def result(job: Job, width: int) -> Content:
     """The result of a job that is done."""
     shown = {"bench": bench, "quantize": quantize, "inspect": inspect}.get(job.command)
-    return shown(job.result, width) if shown else Content(state.clean(str(job.result)))
+    return shown(job.result, width) if shown else Content(words.clean(str(job.result)))
 
 
 def bench(found: dict[str, Any], width: int) -> Content:
@@ -42,7 +43,7 @@ def bench(found: dict[str, Any], width: int) -> Content:
         lines += [_contender(row, most, name_width, bar_width) for row in same]
         best = max(same, key=lambda row: _or(number(row, "speedup"), 0.0))
         if (times := number(best, "speedup")) > 0:
-            milliseconds = state.number(number(best, "latency_ms"))
+            milliseconds = words.number(number(best, "latency_ms"))
             fastest = f"{_word(best, 'contender')} is fastest: {times:.2f}x, {milliseconds} ms a batch"
             lines.append(Content.styled(fastest, "$muted"))
     notes = {_note(row): None for row in rows if _note(row)}
@@ -53,7 +54,7 @@ def bench(found: dict[str, Any], width: int) -> Content:
 def _contender(row: dict[str, Any], most: float, name_width: int, bar_width: int) -> Content:
     name = f"{short(_word(row, 'contender'), name_width):<{name_width}}  "
     if error := str(row.get("error") or ""):
-        return Content.assemble(name, (state.clean(error), "$error"))
+        return Content.assemble(name, (words.clean(error), "$error"))
     speed, times = number(row, "images_per_s"), number(row, "speedup")
     packed = "packed" in _word(row, "contender")
     tone = "$success" if packed else "$secondary"
@@ -61,7 +62,7 @@ def _contender(row: dict[str, Any], most: float, name_width: int, bar_width: int
     return Content.assemble(
         name,
         (padded(speed / most, bar_width), tone),
-        f" {state.number(speed):>9}",
+        f" {words.number(speed):>9}",
         (ratio, "bold $success" if packed and times > 1 else "$muted"),
         ("  ✓" if row.get("checked") else "", "$success"),
     )
@@ -69,7 +70,7 @@ def _contender(row: dict[str, Any], most: float, name_width: int, bar_width: int
 
 def _note(row: dict[str, Any]) -> str:
     """What is said once below the bars: what runs a contender, and how it was checked."""
-    words = [state.clean(str(row[key])) for key in ("checked", "how") if row.get(key)]
+    words = [words.clean(str(row[key])) for key in ("checked", "how") if row.get(key)]
     return f"{_word(row, 'contender')}: {'; '.join(words)}" if words else ""
 
 
@@ -83,10 +84,10 @@ def quantize(found: dict[str, Any], width: int) -> Content:
         f"  {change:+.2f}" if math.isfinite(change) else "", "$success" if change >= 0 else "$warning"
     )
     lines = [
-        Content.assemble((state.clean(str(found.get("file", "-"))), "bold"), ("  written and read back", "$muted")),
+        Content.assemble((words.clean(str(found.get("file", "-"))), "bold"), ("  written and read back", "$muted")),
         Content(""),
-        _compared("accuracy", "float", state.percent(before, 2), before / 100, bar_width, "$secondary"),
-        _compared("", _word(found, "scheme"), state.percent(after, 2), after / 100, bar_width, "$success") + lost,
+        _compared("accuracy", "float", words.percent(before, 2), before / 100, bar_width, "$secondary"),
+        _compared("", _word(found, "scheme"), words.percent(after, 2), after / 100, bar_width, "$success") + lost,
         _compared("size", "float", _size(full), 1.0, bar_width, "$secondary"),
         _compared("", "packed", _size(packed), packed / full if full else math.nan, bar_width, "$success")
         + Content.styled(f"  {full / packed:.1f}x smaller" if packed else "", "bold $success"),
@@ -98,7 +99,7 @@ def quantize(found: dict[str, Any], width: int) -> Content:
     lines += [Content(""), Content.styled(said, "$muted")]
     kept = found.get("not_quantized")
     if isinstance(kept, list) and kept:
-        lines.append(Content.styled("left float: " + ", ".join(state.clean(str(name)) for name in kept), "$muted"))
+        lines.append(Content.styled("left float: " + ", ".join(words.clean(str(name)) for name in kept), "$muted"))
     return Content("\n").join(lines)
 
 
@@ -128,7 +129,7 @@ def _layers(found: dict[str, Any], width: int) -> list[Content]:
                 (padded(number(row, "bytes") / most_bytes if most_bytes else math.nan, bar_width), "$secondary"),
                 f"  {'-' if math.isnan(snr) else f'{snr:.1f}':>6} ",
                 (padded(snr / most_snr if most_snr > 0 else math.nan, bar_width), "$success"),
-                (f"  {state.clean(str(row.get('why') or ''))}", "$muted"),
+                (f"  {words.clean(str(row.get('why') or ''))}", "$muted"),
             )
         )
     return lines
@@ -139,7 +140,7 @@ def inspect(found: dict[str, Any], width: int) -> Content:
     whole, full = number(found, "bytes"), number(found, "float_bytes")
     ratio = f", {full / whole:.1f}x smaller than float ({_size(full)})" if whole and full else ""
     model = found.get("model")
-    name = state.clean(str(model.get("name"))) if isinstance(model, dict) else "a network of unknown architecture"
+    name = words.clean(str(model.get("name"))) if isinstance(model, dict) else "a network of unknown architecture"
     header: dict[str, Any] = {"name": "header", "bits": "json", "shape": [], "bytes": found.get("header_bytes")}
     lines = [
         Content.assemble((f"{name}: {whole:,.0f} bytes", "bold"), (ratio, "$success")),
@@ -179,8 +180,8 @@ def _metrics(found: dict[str, Any]) -> str:
     """Accuracy that the file says was measured from it, and on what."""
     metrics, data = found.get("metrics"), found.get("data")
     accuracy = number(metrics, "accuracy") if isinstance(metrics, dict) else math.nan
-    where = state.clean(str(data.get("name", "-"))) if isinstance(data, dict) else "-"
-    return f"accuracy {state.percent(accuracy, 2)} on {where}, as measured from this file"
+    where = words.clean(str(data.get("name", "-"))) if isinstance(data, dict) else "-"
+    return f"accuracy {words.percent(accuracy, 2)} on {where}, as measured from this file"
 
 
 def _shape(row: dict[str, Any]) -> str:
@@ -201,11 +202,11 @@ def number(values: dict[str, Any], key: str) -> float:
 
 
 def _word(values: dict[str, Any], key: str) -> str:
-    return state.clean(str(values.get(key, "-")))
+    return words.clean(str(values.get(key, "-")))
 
 
 def _size(value: float) -> str:
-    return state.size(value) if math.isfinite(value) else "-"
+    return size_text(value) if math.isfinite(value) else "-"
 
 
 def _or(value: float, default: float) -> float:

@@ -6,8 +6,9 @@ import math
 
 from textual.content import Content
 
+from tq.byte_size import size_text
 from tq.history import RunState
-from tui import state
+from tui import words
 from tui.bars import bar, padded
 from tui.state import RunView
 
@@ -31,22 +32,22 @@ def status_line(run: RunView, width: int) -> Content:
     s = run.state
     left = Content.assemble((f"{run.icon} {run.word}", f"bold ${run.tone}"))
     if run.word.startswith("stalled"):
-        left += Content(f" in {state.clean(s.phase)}")
+        left += Content(f" in {words.clean(s.phase)}")
     elif not math.isnan(run.phase_s):
-        left += Content(f" {state.span(run.phase_s)}")
+        left += Content(f" {words.span(run.phase_s)}")
         if run.status.silent_s >= 10 and s.phase in ("train", "float"):
-            left += Content.styled(f", silent {state.span(run.status.silent_s)}", "$warning")
-    left += Content.styled(f"  {state.span(run.elapsed_s)} in all  ", "$muted")
+            left += Content.styled(f", silent {words.span(run.status.silent_s)}", "$warning")
+    left += Content.styled(f"  {words.span(run.elapsed_s)} in all  ", "$muted")
     if run.share < 1:
         left += Content.styled(f"reading the log {100 * run.share:.0f}%  ", "$warning")
-    accuracy = state.packed_accuracy(s)
+    accuracy = words.packed_accuracy(s)
     if run.status.state == "done" and accuracy == accuracy:
-        left += Content.assemble(("packed file ", "$muted"), (state.percent(accuracy, 2), "bold $success"), "  ")
+        left += Content.assemble(("packed file ", "$muted"), (words.percent(accuracy, 2), "bold $success"), "  ")
     right = Content("")
     if not math.isnan(s.progress):
         right = Content.assemble(f"  {100 * s.progress:.0f}%")
         if not math.isnan(s.eta_s) and run.status.live:
-            right += Content.assemble(("  ETA ", "$muted"), state.span(s.eta_s))
+            right += Content.assemble(("  ETA ", "$muted"), words.span(s.eta_s))
     room = width - left.cell_length - right.cell_length
     if math.isnan(s.progress) or room < 10:
         return left + right
@@ -57,22 +58,22 @@ def status_line(run: RunView, width: int) -> Content:
 def tiles(s: RunState, width: int) -> Content:
     """Labels above values, in equal columns; the most telling come first, and as many as fit."""
     tiles = [
-        ("EPOCH", state.epochs(s)),
+        ("EPOCH", words.epochs(s)),
         ("STEP", f"{s.step:,}"),
-        ("LOSS", state.number(s.loss)),
-        ("TRAIN", state.percent(s.acc)),
-        ("EVAL", state.percent(s.last_acc)),
-        ("BEST", state.percent(s.best_acc)),
-        ("IMG/S", state.number(s.img_s)),
-        ("LR", state.number(s.lr)),
+        ("LOSS", words.number(s.loss)),
+        ("TRAIN", words.percent(s.acc)),
+        ("EVAL", words.percent(s.last_acc)),
+        ("BEST", words.percent(s.best_acc)),
+        ("IMG/S", words.number(s.img_s)),
+        ("LR", words.number(s.lr)),
     ]
     # What only some methods have stands before what every run has.
-    own = [("FLIPS", state.percent(100 * s.flip_rate, 2)), ("2^-P", _resolution(s)), ("FROZEN", _portion(s))]
+    own = [("FLIPS", words.percent(100 * s.flip_rate, 2)), ("2^-P", _resolution(s)), ("FROZEN", _portion(s))]
     tiles[6:6] = [(label, value) for label, value in own if value != "-"]
     gpu = "gpu_util" in s.sys
     busy, memory = (_sys(s, "gpu_util"), _sys(s, "gpu_mem")) if gpu else (_sys(s, "cpu"), _sys(s, "rss"))
-    tiles.append(("GPU" if gpu else "CPU", state.percent(busy, 0)))
-    tiles.append(("GPU MEM" if gpu else "MEMORY", "-" if math.isnan(memory) else state.size(memory)))
+    tiles.append(("GPU" if gpu else "CPU", words.percent(busy, 0)))
+    tiles.append(("GPU MEM" if gpu else "MEMORY", "-" if math.isnan(memory) else size_text(memory)))
     tiles = tiles[: max(1, width // TILE_WIDTH)]
     room = width // len(tiles)
     labels = Content.assemble(*((f"{label:<{room}}", "$muted") for label, _ in tiles))
@@ -88,7 +89,7 @@ def _resolution(s: RunState) -> str:
 
 
 def _portion(s: RunState) -> str:
-    return state.percent(100 * s.portion, 0)
+    return words.percent(100 * s.portion, 0)
 
 
 def size(s: RunState, width: int) -> Content:
@@ -96,13 +97,13 @@ def size(s: RunState, width: int) -> Content:
     full = min(28, width // 4)
     line = Content.assemble(
         ("SIZE  ", "$muted"),
-        f"{state.size(s.float_bytes)} ",
+        f"{size_text(s.float_bytes)} ",
         ("█" * full, "$secondary"),
-        (f" → {state.size(s.packed_bytes)} ", "bold"),
+        (f" → {size_text(s.packed_bytes)} ", "bold"),
         (bar(s.packed_bytes / s.float_bytes if s.float_bytes else math.nan, full), "$success"),
         (f"  {s.ratio:.1f}x smaller", "bold $success"),
     )
-    detail = Content.styled("   " + state.bits(s), "$muted")
+    detail = Content.styled("   " + words.bits(s), "$muted")
     return line + detail if line.cell_length + detail.cell_length <= width else line
 
 
@@ -120,7 +121,7 @@ def trouble(run: RunView, rows: int) -> tuple[str, Content] | None:
         lines = [Content.styled(first, "bold"), *(Content.styled(line, "$muted") for line in rest[-rows:])]
         return "error", Content("\n").join([*lines, _way_on(run)])
     if run.word.startswith("stalled"):
-        silent, phase = state.span(run.status.silent_s), state.clean(s.phase)
+        silent, phase = words.span(run.status.silent_s), words.clean(s.phase)
         text = f"nothing was logged for {silent} in phase {phase}, but its process ({run.status.pid or '?'}) is alive"
         return "warning", Content.assemble((text, "bold"), ("\nwait, or s stops it (S kills it)", "$muted"))
     if s.nan_step and run.status.live:
@@ -147,11 +148,11 @@ def waiting(run: RunView) -> Content:
         return Content.assemble(("reading the log", "bold"), f"\n{padded(run.share, 30)} {100 * run.share:.0f}%")
     if not run.status.live:
         return Content.styled("no step was logged", "$muted")
-    doing = BUSY.get(run.state.phase, state.clean(run.state.phase) or "the trainer is starting")
-    since = "" if math.isnan(run.phase_s) else f"  {state.span(run.phase_s)}"
+    doing = BUSY.get(run.state.phase, words.clean(run.state.phase) or "the trainer is starting")
+    since = "" if math.isnan(run.phase_s) else f"  {words.span(run.phase_s)}"
     lines = [Content.assemble((doing, "bold"), since)]
     for name, seconds in run.state.phases.items():
-        lines.append(Content.assemble(("✓ ", "$success"), (f"{state.clean(name)} {state.span(seconds)}", "$muted")))
+        lines.append(Content.assemble(("✓ ", "$success"), (f"{words.clean(name)} {words.span(seconds)}", "$muted")))
     return Content("\n").join(lines)
 
 

@@ -14,7 +14,7 @@ from textual.widgets import DataTable, Static
 
 from tq.history import RunState
 from tq.query import Query
-from tui import runs_text, state
+from tui import runs_text, state, words
 from tui.columns import COLUMNS
 from tui.filter_bar import FilterBar
 from tui.footer import Footer
@@ -107,7 +107,7 @@ class RunsScreen(RunActions, TqScreen):
         if shown and self._chosen not in shown:
             # the next one down where the chosen run has gone
             self._choose(shown[max(0, min(table.cursor_row, len(shown) - 1))])
-        left = Content.assemble(logo("runs"), ("  in ", "$muted"), state.clean(self.tq.shown_root))
+        left = Content.assemble(logo("runs"), ("  in ", "$muted"), words.clean(self.tq.shown_root))
         right = runs_text.counts(snapshot, len(shown), len(self._marked))
         self.put("#bar", spread(left, right, self.size.width))
         empty = self.query_one("#empty")
@@ -120,7 +120,7 @@ class RunsScreen(RunActions, TqScreen):
         table.lay_out(width, self._order)
         table.fill(self._shown, snapshot.now, self._chosen, self._marked)
         self._draw_strip()
-        self.put("#system", state.system_line(snapshot.system))
+        self.put("#system", words.system_line(snapshot.system))
         self.query_one(Footer).check()
 
     def _draw_picture(self) -> int:

@@ -10,7 +10,7 @@ from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.widgets import DataTable
 
-from tui import state
+from tui import words
 from tui.columns import GAP, Column, fitting
 from tui.state import RunView
 
@@ -81,7 +81,7 @@ class RunsTable(DataTable[Text]):
         # `is` for the run: comparing two of them field by field takes longer than drawing one
         if old and old[0] is run and old[1] == made_of and now < old[3]:
             return
-        cells, until = self._cells(run, now, mark), now + state.age_lasts(now - run.started)
+        cells, until = self._cells(run, now, mark), now + words.age_lasts(now - run.started)
         if old is None:
             self._slots.append((run, made_of, cells, until))
             self.add_row(*cells, key=str(row))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textual.content import Content
 
-from tui import state
+from tui import state, words
 from tui.state import RunView, Snapshot
 
 EMPTY = """No runs yet.
@@ -30,7 +30,7 @@ def nothing(snapshot: Snapshot, filtered: str) -> str:
     """What stands in the place of an empty list."""
     if not snapshot.runs:
         return EMPTY
-    return f"None of {len(snapshot.runs)} runs fits the filter\n\n    {state.clean(filtered)}\n\nesc drops it."
+    return f"None of {len(snapshot.runs)} runs fits the filter\n\n    {words.clean(filtered)}\n\nesc drops it."
 
 
 def strip(run: RunView) -> Content:
@@ -41,9 +41,9 @@ def strip(run: RunView) -> Content:
         # The last lines say more than the first of a long traceback.
         lines += [Content.styled(line, "$muted") for line in run.trouble[1:][-2:]]
         return Content("\n").join(lines)
-    sizes = "  ".join(filter(None, (state.sizes(run.state), state.bits(run.state))))
+    sizes = "  ".join(filter(None, (words.sizes(run.state), words.bits(run.state))))
     lines += [Content.styled(line, "$muted") for line in (state.command(run), sizes)]
     alert = run.state.alerts[-1] if run.state.alerts else None
     if alert and alert.level != "info":
-        lines.append(Content.styled(state.clean(f"▲ {alert.title}: {alert.text}"), "$warning"))
+        lines.append(Content.styled(words.clean(f"▲ {alert.title}: {alert.text}"), "$warning"))
     return Content("\n").join(lines)

@@ -6,8 +6,6 @@ No Textual here: this is plain data, made by the poller's thread and read by the
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tq import query, runs
-from tq.history import RunState, binned
+from tq.history import RunState
 from tq.panels import packed_point, pareto
 from tq.query import Query
 from tq.runs import Status
+from tui import words
 from tui.system import System
 
 # Icon and colour (a Textual theme variable) by state. The word is always shown too: colour alone says nothing.
@@ -31,11 +30,6 @@ ICONS = {
     "stopped": ("■", "warning"),
     "remote": ("?", "secondary"),
 }
-SPARK_WIDTH = 12
-# ANSI escapes, then whatever control characters are left: a log must not be able to draw on the screen.
-_ESCAPES = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b.?|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)
 
 
 @dataclass(frozen=True)
@@ -65,12 +59,12 @@ class RunView:
     @cached_property
     def curve(self) -> str:
         """The training accuracy in one line."""
-        return spark([p.acc for p in self.state.points])
+        return words.spark([p.acc for p in self.state.points])
 
     @cached_property
     def name(self) -> str:
         """resnet20-w1a2: the manifest's name, or what the directory's name says."""
-        return clean(query.name(self.path, self.manifest))
+        return words.clean(query.name(self.path, self.manifest))
 
     @property
     def tag(self) -> str:
@@ -96,7 +90,7 @@ class RunView:
             return "deleted"
         if self.asked_t is not None and self.status.live:
             return f"stopping {runs.duration(self.now - self.asked_t)}"
-        return clean(self.status.word)
+        return words.clean(self.status.word)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -127,10 +121,13 @@ class RunView:
     def trouble(self) -> tuple[str, ...]:
         """What went wrong, the most telling line first; empty for a run that is well."""
         if self.gone:
-            return "the directory of this run was deleted; what is shown was read before", clean(str(self.path))
+            told = "the directory of this run was deleted; what is shown was read before"
+            return told, words.clean(str(self.path))
         if self.status.state == "failed":
             detail = self.state.traceback.strip().splitlines()[-6:]
-            return tuple(clean(line) for line in (self.state.error or "the run failed and left no message", *detail))
+            return tuple(
+                words.clean(line) for line in (self.state.error or "the run failed and left no message", *detail)
+            )
         if self.status.state == "crashed":
             at = f" in phase {self.status.phase}" if self.status.phase else ""
             last = self.output[-6:] or ("(no output was captured)",)
@@ -205,122 +202,17 @@ def why_not_resume(run: RunView | None) -> str:
     return f"{run.name} cannot be resumed ({run.word})" if run.gone or not run.status.resumable else ""
 
 
-def clean(text: str) -> str:
-    """Text of a user or a trainer without escape sequences and control characters; tabs become spaces."""
-    return _ESCAPES.sub("", text.expandtabs(4))
-
-
-def number(value: float, digits: int = 3) -> str:
-    """A few significant digits; "-" for NaN."""
-    if math.isnan(value):
-        return "-"
-    if math.isinf(value):
-        return "inf" if value > 0 else "-inf"
-    if value and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.{max(0, digits - 2)}e}"
-    return f"{value:,.{max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))}f}"
-
-
-def percent(value: float, digits: int = 1) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}%"
-
-
-def size(value: float) -> str:
-    """Bytes in decimal units: 78.4 kB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5 or unit == "GB":
-            return f"{value:.0f} B" if unit == "B" else f"{value:.3g} {unit}"
-        value /= 1000
-    raise AssertionError
-
-
-def span(seconds: float) -> str:
-    """1m40; "-" for NaN."""
-    return "-" if math.isnan(seconds) else runs.duration(seconds)
-
-
-def age(seconds: float) -> str:
-    """How long ago, in one unit, so that a list of runs does not change all the time: <1m, 12m, 5h, 3d."""
-    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
-        if seconds >= size:
-            return f"{seconds // size:.0f}{unit}"
-    return "<1m"
-
-
-def age_lasts(seconds: float) -> float:
-    """For how many seconds more `age` says the same."""
-    unit = 60 if seconds < 3600 else 3600 if seconds < 86_400 else 86_400
-    return unit - seconds % unit
-
-
-def system_line(system: System | None) -> str:
-    """CPU 41%   RAM 9.8 of 33.5 GB   GPU H100 87% 12.1 of 85.0 GB 310 W 61 °C"""
-    if system is None:
-        return ""
-    parts = [f"CPU {system.cpu:.0f}%", f"RAM {_of(system.used_bytes, system.total_bytes)}"]
-    for gpu in system.gpus:
-        name = clean(gpu.name).removeprefix("NVIDIA ")
-        busy = "" if gpu.busy is None else f" {gpu.busy:.0f}%"
-        watt = "" if gpu.power_w is None else f" {gpu.power_w:.0f} W"
-        heat = "" if gpu.celsius is None else f" {gpu.celsius:.0f} °C"
-        parts.append(f"GPU {name}{busy} {_of(gpu.used_bytes, gpu.total_bytes)}{watt}{heat}")
-    return "   ".join(parts if system.gpus else [*parts, system.no_gpu])
-
-
-def _of(used: float, total: float) -> str:
-    return f"{used / 1e9:.1f} of {total / 1e9:.1f} GB"
-
-
-def sizes(state: RunState) -> str:
-    """1.09 MB → 78.4 kB  13.9x; "" before they are known."""
-    if not state.packed_bytes:
-        return size(state.float_bytes) if state.float_bytes else ""
-    return f"{size(state.float_bytes)} → {size(state.packed_bytes)}  {state.ratio:.1f}x"
-
-
-def bits(state: RunState) -> str:
-    """19 layers at 1 bit, 2 at 16; "" where the log does not say."""
-    counts = Counter(value for value in state.layers.values() if isinstance(value, int | float))
-    parts = [f"{n} at {b:g} bit{'s' if b != 1 else ''}" for b, n in sorted(counts.items())]
-    return "layers: " + ", ".join(parts) if parts else ""
-
-
-def spark(values: Sequence[float], width: int = SPARK_WIDTH) -> str:
-    """A curve in one line of text, from the lowest value to the highest."""
-    _, means = binned(range(len(values)), values, width)
-    finite = [y for y in means if math.isfinite(y)]
-    if len(finite) < 2:
-        return ""
-    low, scale = min(finite), 7 / ((max(finite) - min(finite)) or 1.0)
-    return "".join("▁▂▃▄▅▆▇█"[round((y - low) * scale)] if math.isfinite(y) else " " for y in means)
-
-
-def epochs(state: RunState) -> str:
-    return f"{state.epoch}/{state.epochs}" if state.epochs else "-"
-
-
 def command(run: RunView) -> str:
     """What was run, on one line."""
     argv = run.manifest.get("argv")
     if not isinstance(argv, list) or not argv:
         return ""
-    words = [str(word) for word in argv[1:]]
+    given = [str(word) for word in argv[1:]]
     # Where launch put the run is no part of what was asked for.
-    if "--run-dir" in words:
-        at = words.index("--run-dir")
-        words[at : at + 2] = []
-    return clean(" ".join(("tq", *words)))
-
-
-def accuracy(state: RunState) -> float:
-    """The accuracy to show for a run: its best evaluation, else what it trains at."""
-    return state.acc if math.isnan(state.best_acc) else state.best_acc
-
-
-def packed_accuracy(state: RunState) -> float:
-    """Percent, measured from the file that the run has written; NaN before that."""
-    value = state.summary.get("packed_accuracy")
-    return float(value) if isinstance(value, int | float) else math.nan
+    if "--run-dir" in given:
+        at = given.index("--run-dir")
+        given[at : at + 2] = []
+    return words.clean(" ".join(("tq", *given)))
 
 
 def verdict(run: RunView) -> str:
@@ -334,18 +226,18 @@ def verdict(run: RunView) -> str:
         return "the trainer is starting"
     if word == "live":
         return (
-            f"{run.word} for {span(run.phase_s)}, {span(run.elapsed_s)} in all"
+            f"{run.word} for {words.span(run.phase_s)}, {words.span(run.elapsed_s)} in all"
             if state.phase_t
             else "the trainer is starting"
         )
     if word == "done":
-        accuracy = packed_accuracy(state)
-        measured = f", {percent(accuracy, 2)} measured from the packed file" if accuracy == accuracy else ""
-        return f"finished after {span(run.elapsed_s)}{measured}"
+        accuracy = words.packed_accuracy(state)
+        measured = f", {words.percent(accuracy, 2)} measured from the packed file" if accuracy == accuracy else ""
+        return f"finished after {words.span(run.elapsed_s)}{measured}"
     if word == "stopped":
         return f"stopped at step {state.step:,}; r resumes it" + (
             " from its checkpoint" if state.checkpoint_step else ""
         )
     if word == "remote":
-        return f"runs on host {clean(run.status.host)}; its last event came {span(run.status.silent_s)} ago"
+        return f"runs on host {words.clean(run.status.host)}; its last event came {words.span(run.status.silent_s)} ago"
     return run.trouble[0]

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from tq import events, query
+from tq.byte_size import size_text
 from tq.history import Follower, RunState
 from tq.runs import Status
-from tui import columns, comparison, poll, state
+from tui import columns, comparison, poll, state, words
 from tui.ascii import plain
 from tui.poll import Poller
 from tui.state import RunView
@@ -30,29 +31,29 @@ NAN = math.nan
     [(0, "0.00"), (1, "1.00"), (0.0431, "0.0431"), (512.34, "512"), (12345, "12,345"), (1e-5, "1.0e-05"), (NAN, "-")],
 )
 def test_number(value: float, text: str) -> None:
-    assert state.number(value) == text
-    assert state.number(-math.inf) == "-inf"
+    assert words.number(value) == text
+    assert words.number(-math.inf) == "-inf"
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0 B"), (999, "999 B"), (78_432, "78.4 kB"), (999_600, "1 MB"), (5e12, "5e+03 GB")]
 )
 def test_size(value: float, text: str) -> None:
-    assert state.size(value) == text
+    assert size_text(value) == text
 
 
 def test_clean_leaves_text_and_takes_what_could_draw() -> None:
-    assert state.clean("a\tb é 漢 [x]") == "a   b é 漢 [x]"
+    assert words.clean("a\tb é 漢 [x]") == "a   b é 漢 [x]"
     assert (
-        state.clean("\x1b[31mred\x1b[0m \x1b]0;title\x07 \x1b]8;;http://x\x1b\\link \x9b2J\x07\x00\x7f\x1bc")
+        words.clean("\x1b[31mred\x1b[0m \x1b]0;title\x07 \x1b]8;;http://x\x1b\\link \x9b2J\x07\x00\x7f\x1bc")
         == "red  link 2J"
     )
 
 
 def test_spark_is_as_wide_as_asked_and_scaled() -> None:
-    assert state.spark([float(i) for i in range(100)], 8) == "▁▂▃▄▅▆▇█"
-    assert state.spark([1.0], 8) == state.spark([NAN, NAN], 8) == ""
-    assert state.spark([1.0, NAN, 1.0], 8) == "▁ ▁"
+    assert words.spark([float(i) for i in range(100)], 8) == "▁▂▃▄▅▆▇█"
+    assert words.spark([1.0], 8) == words.spark([NAN, NAN], 8) == ""
+    assert words.spark([1.0, NAN, 1.0], 8) == "▁ ▁"
 
 
 def test_poller_shows_the_newest_first_when_the_logs_are_many(
@@ -174,11 +175,11 @@ def test_why_a_run_cannot_be_stopped_or_resumed(status: Any, gone: bool, stop: s
     ("seconds", "text"), [(-1, "<1m"), (59.9, "<1m"), (60, "1m"), (3599, "59m"), (86_399, "23h"), (864_000, "10d")]
 )
 def test_age_has_one_unit(seconds: float, text: str) -> None:
-    assert state.age(seconds) == text
+    assert words.age(seconds) == text
     if seconds >= 0:
-        lasts = state.age_lasts(seconds)
-        assert state.age(seconds + lasts - 0.01) == text
-        assert state.age(seconds + lasts) != text
+        lasts = words.age_lasts(seconds)
+        assert words.age(seconds + lasts - 0.01) == text
+        assert words.age(seconds + lasts) != text
 
 
 @pytest.mark.parametrize("width", range(40, 260, 7))

@@ -12,8 +12,9 @@ from torch import nn
 
 from tq import checkpoint, runs
 from tq import data as datasets
+from tq.byte_size import size_text
 from tq.cli import Eval, Inspect, Predict
-from tq.commands.output import show, size
+from tq.commands.output import show
 from tq.evaluate import evaluate
 from tq.file_format import Info
 from tq.imagefolder import read_image
@@ -46,7 +47,7 @@ def eval(flags: Eval, argv: list[str]) -> None:
     show(
         fields,
         flags,
-        lambda r: f"{r['accuracy']:.2f} %  ({r['correct']:,} of {r['total']:,}), {size(r['bytes'])}, {path}",
+        lambda r: f"{r['accuracy']:.2f} %  ({r['correct']:,} of {r['total']:,}), {size_text(r['bytes'])}, {path}",
     )
 
 

@@ -14,9 +14,10 @@ from torch import nn
 
 from tq import export as exporting
 from tq import hub
+from tq.byte_size import size_text
 from tq.cli import Export
 from tq.commands.checking import Sample, agreement_of, load_packed, packed_file, progress_on, sample_of
-from tq.commands.output import show, size, stderr
+from tq.commands.output import show, stderr
 from tq.evaluate import evaluate, largest_difference
 from tq.file_format import Info
 from tq.onnx.engines import ENGINES, MEAN_DIFFERENCE, SAME_CLASS
@@ -95,20 +96,20 @@ def _pt2(
 
 
 def _render(result: dict[str, Any]) -> Group:
-    parts: list[Any] = [f"{result['file']}: {size(result['bytes'])} packed"]
+    parts: list[Any] = [f"{result['file']}: {size_text(result['bytes'])} packed"]
     if onnx := result.get("onnx"):
-        parts += [f"{onnx['path']}: {size(onnx['bytes'])}, ONNX operator set {onnx['opset']}", *onnx["weights"]]
+        parts += [f"{onnx['path']}: {size_text(onnx['bytes'])}, ONNX operator set {onnx['opset']}", *onnx["weights"]]
         parts += [checks_table(onnx["checks"], onnx["packed_accuracy"], onnx["images"])] if onnx["checks"] else []
         parts += [] if onnx["checks"] else ["not checked: no images were asked for"]
     if pt2 := result.get("pt2"):
         verdict = {True: "bit for bit the packed file's logits", None: "not checked", False: "FAILED: other logits"}
         on = f" on {pt2['images']:,} images" if pt2["images"] else ""
         parts += [
-            f"{pt2['path']}: {size(pt2['bytes'])}, {verdict[pt2['passed']]}{on}; load it after "
+            f"{pt2['path']}: {size_text(pt2['bytes'])}, {verdict[pt2['passed']]}{on}; load it after "
             "`import triton_kernels.ops`"
         ]
     if folder := result.get("hub"):
-        files = ", ".join(f"{name} ({size(count)})" for name, count in folder["files"].items())
+        files = ", ".join(f"{name} ({size_text(count)})" for name, count in folder["files"].items())
         parts += [f"{folder['folder']}: {files}"]
     return Group(*parts)
 

@@ -37,14 +37,6 @@ def print_result(result: dict[str, Any], flags: Output, render: Callable[[dict[s
         Console(highlight=False, width=None if sys.stdout.isatty() else 120).print(render(result))
 
 
-def size(count: float) -> str:
-    """48624 -> 48.6 kB (decimal, as file managers count)."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:.{1 if count < 100 * factor else 0}f} {unit}"
-    return f"{int(count)} B"
-
-
 def plain(value: Any) -> Any:
     """NaN and infinity have no JSON: null."""
     if isinstance(value, dict):

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from tq import checkpoint
 from tq import data as datasets
 from tq.attach import Coverage, coverage, quant_layers, to_channels_last
-from tq.byte_size import parse_size
+from tq.byte_size import parse_size, size_text
 from tq.checkpoint import predict_bytes
 from tq.cli import Quantize
 from tq.commands.checking import progress_on
 from tq.commands.evaluate import file_of
-from tq.commands.output import print_result, size, stderr
+from tq.commands.output import print_result, stderr
 from tq.config import QuantizeConfig
 from tq.describe import describe, model_args
 from tq.divergence import compare, twins
@@ -259,7 +259,7 @@ def _calibration(
 
 
 def _render(r: dict[str, Any]) -> Group:
-    table = Table(title=f"{r['file']}: {size(r['bytes'])}", title_justify="left")
+    table = Table(title=f"{r['file']}: {size_text(r['bytes'])}", title_justify="left")
     for column, justify in (("network", "left"), ("accuracy %", "right"), ("bytes", "right"), ("of float", "right")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]
     table.add_row("float", f"{r['float_accuracy']:.2f}", f"{r['float_bytes']:,}", "1")

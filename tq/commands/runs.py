@@ -11,8 +11,9 @@ from rich.table import Table
 
 from tq import history, query
 from tq import runs as store
+from tq.byte_size import size_text
 from tq.cli import Plot, Runs
-from tq.commands.output import print_result, show, size
+from tq.commands.output import print_result, show
 from tq.plot import Kind
 from tq.plot import plot as draw
 
@@ -82,7 +83,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(column, overflow="fold")
     for r in rows:
         epoch = f"{r['epoch']:.0f}/{r['epochs']}" if r["epochs"] else ""
-        values = (_percent(r["accuracy"]), _percent(r["best"]), size(r["bytes"]) if r["bytes"] else "")
+        values = (_percent(r["accuracy"]), _percent(r["best"]), size_text(r["bytes"]) if r["bytes"] else "")
         table.add_row(escape(r["run"]), escape(r["status"]), epoch, *values)
     return table
 
@@ -98,7 +99,7 @@ def _compare(rows: list[dict[str, Any]]) -> Table:
     table.add_row("status", *(escape(r["status"]) for r in rows))
     table.add_row("accuracy %", *(_percent(r["accuracy"]) for r in rows))
     table.add_row("best %", *(_percent(r["best"]) + star[id(r)] for r in rows))
-    table.add_row("size", *(size(r["bytes"]) if r["bytes"] else "" for r in rows))
+    table.add_row("size", *(size_text(r["bytes"]) if r["bytes"] else "" for r in rows))
     for r in rows:
         if r["error"]:
             table.add_row("error", *(escape(str(x["error"] or "")) for x in rows))

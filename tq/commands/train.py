@@ -13,8 +13,9 @@ from rich.console import Group
 from rich.table import Table
 
 from tq import history, queue, runs
+from tq.byte_size import size_text
 from tq.cli import Train, explicit
-from tq.commands.output import print_result, size
+from tq.commands.output import print_result
 from tq.config import TrainConfig, from_dict, to_argv, to_dict
 
 if TYPE_CHECKING:
@@ -200,7 +201,7 @@ def _render(summary: dict[str, Any]) -> Any:
         table.add_row(
             "packed file, read back", f"{summary['packed_accuracy']:.2f}", f"{packed:,}", f"1/{floats / packed:.1f}"
         )
-    lines = [f"{summary['file']} ({size(packed)}), measured on {summary['test_images']:,} test images"]
+    lines = [f"{summary['file']} ({size_text(packed)}), measured on {summary['test_images']:,} test images"]
     lines.append(f"largest difference of a logit between simulated and packed: {summary['largest_logit_difference']:g}")
     lines.append(
         f"best epoch {summary['best_epoch']}: {summary['best_accuracy']:.2f} %, "
