@@ -129,8 +129,8 @@ def quantized(network: Callable[..., nn.Module], images: Callable[..., Tensor]) 
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path) -> Iterator[Callable[[str], list[str]]]:
-    """stand_in(script): the command of a script in the place of `tq`. What it has started is killed with the test."""
+def fake_tq(tmp_path: Path) -> Iterator[Callable[[str], list[str]]]:
+    """fake_tq(script): the command of a script in the place of `tq`. What it has started is killed with the test."""
 
     def write(script: str) -> list[str]:
         (tmp_path / "fake.py").write_text(script)

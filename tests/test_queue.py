@@ -56,9 +56,9 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def tq(stand_in: Callable[[str], list[str]]) -> list[str]:
+def tq(fake_tq: Callable[[str], list[str]]) -> list[str]:
     """The command that stands in for `tq`."""
-    return stand_in(FAKE)
+    return fake_tq(FAKE)
 
 
 def until(true: Callable[[], object], *, seconds: float = 20.0) -> None:

@@ -85,8 +85,8 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def fake(stand_in: Callable[[str], list[str]]) -> list[str]:
-    return stand_in(FAKE)
+def fake(fake_tq: Callable[[str], list[str]]) -> list[str]:
+    return fake_tq(FAKE)
 
 
 def table(*, quick: bool = True, **changes: Any) -> recipe.Table:

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,8 +17,7 @@ from textual.filter import LineFilter
 from textual.message import Message
 from textual.theme import Theme
 
-from tq import runs
-from tui import settings, state, words
+from tui import settings, words
 from tui.ascii import Ascii
 from tui.dialogs import Confirm, Help
 from tui.keys import Key, Keyed, rows
@@ -27,27 +25,12 @@ from tui.poll import Poller
 from tui.runs_screen import RunsScreen
 from tui.screen import TqScreen
 from tui.settings import Settings
-from tui.state import RunView, Snapshot
+from tui.state import Snapshot
 from tui.system import System
+from tui.theme import THEME, VARIABLES
+from tui.trainers import Trainers
 
-THEME = Theme(
-    name="tq",
-    primary="#6cb6ff",
-    secondary="#9aa5ce",
-    accent="#e0af68",
-    success="#57c38a",
-    warning="#e0af68",
-    error="#f7768e",
-    foreground="#c9d1d9",
-    background="#0f1318",
-    surface="#151a21",
-    panel="#1c232c",
-    dark=True,
-    variables={"footer-key-foreground": "#6cb6ff", "border": "#6cb6ff", "border-blurred": "#2d3743"},
-)
 SEVERITIES: dict[str, Literal["information", "warning", "error"]] = {"error": "error", "warning": "warning"}
-# A trainer that was asked to stop and is still there after this long may be killed.
-PATIENCE_S = 10.0
 
 
 class TqApp(Keyed, App[None]):
@@ -113,7 +96,7 @@ class TqApp(Keyed, App[None]):
         self.snapshot = Snapshot(now=clock(), whole=False)
         self._first_run = run.absolute() if run else None
         self._polled = asyncio.Event()
-        self._stopping: dict[Path, float] = {}
+        self.trainers = Trainers(self)
         self._alerts_seen: dict[Path, int] = {}
         self.poller = Poller(
             self.root,
@@ -130,8 +113,8 @@ class TqApp(Keyed, App[None]):
         return [*super().get_line_filters(), *self._ascii]
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
-        """Ours beyond Textual's: text of second rank ($text-muted needs a background, which bare text has not)."""
-        return {"muted": "#7f8b99"}
+        """Ours beyond Textual's."""
+        return VARIABLES
 
     def on_mount(self) -> None:
         """Show the list at once; the poller fills it."""
@@ -172,12 +155,7 @@ class TqApp(Keyed, App[None]):
 
     def on_tq_app_polled(self, message: Polled) -> None:
         """Keep the snapshot and draw it, on screens in the background too: they are then right when uncovered."""
-        self.snapshot = message.snapshot
-        if self._stopping:
-            live = {run.path for run in self.snapshot.live}
-            self._stopping = {path: t for path, t in self._stopping.items() if path in live}
-            marked = (replace(run, asked_t=self._stopping.get(run.path)) for run in self.snapshot.runs)
-            self.snapshot = replace(self.snapshot, runs=tuple(marked))
+        self.snapshot = self.trainers.mark(message.snapshot)
         for screen in self.screen_stack:
             if isinstance(screen, TqScreen):
                 screen.redraw()
@@ -212,7 +190,7 @@ class TqApp(Keyed, App[None]):
 
     def open_form(self, values: dict[str, Any] | None = None, *, kind: str = "train") -> None:
         """Show the form for a new run, a quantize or a bench, filled with `values` (of an older run's config)."""
-        if self._refuse(self.readonly):
+        if self.refuse(self.readonly):
             return
         from tui.new_run import NewRunScreen
 
@@ -223,30 +201,6 @@ class TqApp(Keyed, App[None]):
         from tui.queue_screen import QueueScreen
 
         self.push_screen(QueueScreen())
-
-    def stop_run(self, run: RunView, *, kill: bool = False) -> None:
-        """Ask, then stop gracefully; with `kill`, or where that was asked before and has not helped, offer to kill."""
-        if self._refuse(self.readonly or state.why_not_stop(run)):
-            return
-        asked = self._stopping.get(run.path)
-        if asked is not None and self.clock() - asked >= PATIENCE_S:
-            ago = runs.duration(self.clock() - asked)
-            text = f"It was asked to stop {ago} ago. Killing loses what came after the last checkpoint."
-            dialog, act = Confirm(f"Kill {run.name} {run.tag}?", text, yes="Kill", danger=True), runs.kill
-        elif kill:
-            text = "It ends at once. What came after its last checkpoint is lost."
-            dialog, act = Confirm(f"Kill {run.name} {run.tag}?", text, yes="Kill", danger=True), runs.kill
-        else:
-            text = "It finishes its step, writes a checkpoint and ends. It can be resumed later."
-            dialog, act = Confirm(f"Stop {run.name} {run.tag}?", text, yes="Stop"), runs.stop
-        self.push_screen(dialog, partial(self._stop_confirmed, run, act))
-
-    def resume_run(self, run: RunView) -> None:
-        """Start a trainer that takes up this run where its checkpoint left it."""
-        if self._refuse(self.readonly or state.why_not_resume(run)):
-            return
-        self.notify(f"resuming {run.name} {run.tag}", markup=False)
-        self.run_worker(partial(self._resume, run.path), thread=True, exit_on_error=False)
 
     def action_keys(self) -> None:
         """Show the keys and the signs."""
@@ -293,7 +247,8 @@ class TqApp(Keyed, App[None]):
         )
         self.push_screen(dialog, lambda yes: self.exit() if yes else None)
 
-    def _refuse(self, reason: str) -> bool:
+    def refuse(self, reason: str) -> bool:
+        """Say why something is not done; False where there is no reason."""
         if reason:
             self.notify(reason, severity="warning", markup=False)
         return bool(reason)
@@ -315,29 +270,6 @@ class TqApp(Keyed, App[None]):
         if self.is_running:
             self.post_message(message)
 
-    def _stop_confirmed(self, run: RunView, act: Callable[[Path], int], yes: bool | None) -> None:
-        if not yes:
-            return
-        try:
-            pid = act(run.path)
-        except (ValueError, OSError) as error:
-            self.notify(str(error), severity="error", markup=False)
-            return
-        self._stopping.setdefault(run.path, self.clock())
-        verb = "asked to stop" if act is runs.stop else "killed"
-        self.notify(f"{run.name} {run.tag} (pid {pid}) was {verb}", markup=False)
-        self.poller.poke()
-
-    def _resume(self, path: Path) -> None:
-        """In a worker's thread."""
-        try:
-            runs.resume(path)
-        except (ValueError, OSError) as error:
-            self.call_from_thread(self.notify, str(error), severity="error", markup=False)
-        else:
-            self._stopping.pop(path, None)
-            self.poller.poke()
-
     def _tell_news(self) -> None:
         """A toast for each alert that came while the dashboard was open."""
         if not self.snapshot.whole:
@@ -350,51 +282,6 @@ class TqApp(Keyed, App[None]):
                 title = words.clean(f"{run.name} {run.tag}: {alert.title}")
                 self.notify(words.clean(alert.text), title=title, severity=severity, markup=False)
             self._alerts_seen[run.path] = len(alerts)
-
-
-def main(
-    root: Path,
-    run: Path | None = None,
-    *,
-    once: bool = False,
-    demo: bool = False,
-    readonly: bool = False,
-    ascii: bool = False,
-) -> None:
-    """Open the dashboard on the list of runs in `root`, or on one run; `once` prints its first frame instead.
-
-    demo: on a replay of recorded runs, in a directory that is gone afterwards.
-    """
-    if demo:
-        _demo(once=once, ascii=ascii)
-        return
-    reason = "the dashboard was opened with --readonly: nothing can be started or stopped" if readonly else ""
-    app = TqApp(root, run, readonly=reason, note="READ-ONLY" if readonly else "", ascii=ascii)
-    _show(app, once=once)
-    if not once and (live := app.snapshot.live):
-        print(f"{go_on(len(live))}: {', '.join(view.path.name for view in live)}")
-
-
-def _demo(*, once: bool, ascii: bool) -> None:
-    from tempfile import TemporaryDirectory
-
-    from tui.demo import READ_ONLY, Replay
-
-    with TemporaryDirectory(prefix="tq-demo-") as root:
-        replay = Replay(Path(root))
-        app = TqApp(Path(root), readonly=READ_ONLY, note="REPLAY", ascii=ascii, beat=replay.advance)
-        app.shown_root = "a replay of recorded runs"
-        _show(app, once=once)
-        replay.close()
-
-
-def _show(app: TqApp, *, once: bool) -> None:
-    if once:
-        from tui.frame import print_once
-
-        print_once(app)
-    else:
-        app.run()
 
 
 def go_on(n: int) -> str:

@@ -73,15 +73,15 @@ class RunActions:
 
     def action_stop(self) -> None:
         """Ask, then stop it; where that was asked before and has not helped, offer to kill."""
-        self.tq.stop_run(self._run())
+        self.tq.trainers.stop(self._run())
 
     def action_kill(self) -> None:
         """Ask, then kill it."""
-        self.tq.stop_run(self._run(), kill=True)
+        self.tq.trainers.stop(self._run(), kill=True)
 
     def action_resume(self) -> None:
         """Start a trainer that takes it up."""
-        self.tq.resume_run(self._run())
+        self.tq.trainers.resume(self._run())
 
     def action_enqueue(self) -> None:
         """Have it resumed when its device is free."""

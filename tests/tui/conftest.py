@@ -206,7 +206,7 @@ def said() -> Callable[[TqApp], str]:
 def settle() -> Callable[..., Awaitable[None]]:
     """await settle(app, lambda: ...): poll until something is so."""
 
-    async def until(app: TqApp, done: Callable[[], bool], *, within_s: float = 30) -> None:
+    async def until(app: TqApp, done: Callable[[], bool], *, within_s: float = 60) -> None:
         async with asyncio.timeout(within_s):
             while not done():
                 await app.polled()

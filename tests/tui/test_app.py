@@ -8,7 +8,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from textual.content import Content
 from textual.widgets import DataTable, Static
 
 from tq import history, runs
-from tui import app as app_module
+from tui import start
 from tui.app import TqApp
 from tui.dialogs import Confirm, Help
 from tui.frame import print_once, screenshot
@@ -27,6 +27,7 @@ from tui.runs_screen import RunsScreen
 NOW = 1_800_000_000.0  # the clock of the runs in conftest.py
 MakeRun = Callable[..., Path]
 Build = Callable[..., TqApp]
+Settle = Callable[..., Awaitable[None]]
 TRAINER = [sys.executable, str(Path(__file__).with_name("trainer.py"))]
 
 
@@ -35,13 +36,6 @@ def shown(app: TqApp, selector: str) -> str:
     for static in app.screen.query(selector).results(Static):
         return static.content.plain if isinstance(static.content, Content) else str(static.content)
     return ""
-
-
-async def until(app: TqApp, done: Callable[[], bool], *, within_s: float = 30) -> None:
-    """Poll until something is so."""
-    async with asyncio.timeout(within_s):
-        while not done():
-            await app.polled()
 
 
 def notices(app: TqApp) -> str:
@@ -244,33 +238,35 @@ async def test_d_duplicates_the_settings_of_a_run(demo: list[Path], dashboard: B
 
 @pytest.mark.asyncio
 @pytest.mark.usefixtures("stand_in")
-async def test_start_stop_resume_of_a_real_run(root: Path, dashboard: Build) -> None:
+async def test_start_stop_resume_of_a_real_run(root: Path, dashboard: Build, settle: Settle) -> None:
     async with (app := dashboard(clock=time.time)).run_test(size=(80, 24)) as pilot:
         await pilot.press("n", "ctrl+s")
-        await until(app, lambda: isinstance(app.screen, RunScreen))
+        await settle(app, lambda: isinstance(app.screen, RunScreen))
         path = runs.list_runs(root)[0].absolute()
-        await until(app, lambda: word(app, path) == "train" and "three steps done" in shown(app, "#panel-body"))
+        await settle(app, lambda: word(app, path) == "train" and "three steps done" in shown(app, "#panel-body"))
         assert "3/20" not in shown(app, "#tiles")
         assert "1/2" in shown(app, "#tiles")
         await pilot.press("s")
         assert isinstance(app.screen, Confirm)
         await pilot.press("y")
-        await until(app, lambda: word(app, path) == "stopped")
+        await settle(app, lambda: word(app, path) == "stopped")
         await pilot.press("r")
-        await until(app, lambda: word(app, path) == "train" and history.read(path).step == 6)
+        await settle(app, lambda: word(app, path) == "train" and history.read(path).step == 6)
         assert history.read(path).resumed_from == 3
         assert app.snapshot.live
         assert runs.kill(path)
-        await until(app, lambda: word(app, path) == "crashed")
+        await settle(app, lambda: word(app, path) == "crashed")
 
 
 @pytest.mark.asyncio
-async def test_a_killed_trainer_shows_as_crashed_with_its_last_lines(root: Path, dashboard: Build) -> None:
+async def test_a_killed_trainer_shows_as_crashed_with_its_last_lines(
+    root: Path, dashboard: Build, settle: Settle
+) -> None:
     path = runs.launch(["train"], root=root.absolute(), command=TRAINER)
     async with (app := dashboard(path, clock=time.time)).run_test(size=(80, 24)) as pilot:
-        await until(app, lambda: word(app, path) == "train" and bool(runs.output_tail(path)))
+        await settle(app, lambda: word(app, path) == "train" and bool(runs.output_tail(path)))
         runs.kill(path)
-        await until(app, lambda: word(app, path) == "crashed")
+        await settle(app, lambda: word(app, path) == "crashed")
         await pilot.pause()
         assert "▲ crashed" in shown(app, "#status")
         assert "died in phase train" in shown(app, "#trouble")
@@ -280,18 +276,18 @@ async def test_a_killed_trainer_shows_as_crashed_with_its_last_lines(root: Path,
 
 
 @pytest.mark.asyncio
-async def test_a_run_that_does_not_stop_can_be_killed(root: Path, dashboard: Build) -> None:
+async def test_a_run_that_does_not_stop_can_be_killed(root: Path, dashboard: Build, settle: Settle) -> None:
     path = runs.launch(["train"], root=root.absolute(), command=TRAINER)
     now = time.time()
     async with (app := dashboard(path, clock=lambda: now)).run_test(size=(80, 24)) as pilot:
-        await until(app, lambda: word(app, path) == "train")
-        app._stopping[path] = now - 60
+        await settle(app, lambda: word(app, path) == "train")
+        app.trainers._stopping[path] = now - 60
         await app.polled()
         assert word(app, path) == "stopping 1m00"
         await pilot.press("s")
         assert shown(app, ".dialog-title").startswith("Kill cnn-w1a2 ")
         await pilot.press("enter")
-        await until(app, lambda: word(app, path) == "crashed")
+        await settle(app, lambda: word(app, path) == "crashed")
 
 
 def test_runs_outlive_the_dashboard(
@@ -305,7 +301,7 @@ def test_runs_outlive_the_dashboard(
             await pilot.press("q", "enter")
 
     monkeypatch.setattr(TqApp, "run", lambda app: asyncio.run(drive(app)))
-    app_module.main(root)
+    start.main(root)
     assert capsys.readouterr().out == f"1 run goes on: {path.name}\n"
     assert runs.status(path).live
     runs.kill(path)
@@ -339,6 +335,9 @@ import asyncio, sys, time
 from pathlib import Path
 began = time.perf_counter()
 from tui.app import TqApp
+from tui.poll import Poller
+# which loads the charts, and that after the first frame
+Poller.start = lambda self: None
 async def draw():
     async with (app := TqApp(Path("runs"), every_s=3600)).run_test(size=(80, 24)):
         print(time.perf_counter() - began)

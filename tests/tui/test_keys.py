@@ -96,7 +96,7 @@ async def test_readonly_disables_what_acts_and_says_why(demo: list[Path], dashbo
         assert notices(app) == f"{key}: opened with --readonly"
         assert text_of(app).rstrip().endswith("READ-ONLY")
         run = app.snapshot.runs[0]
-        for act in (app.open_form, lambda: app.stop_run(run), lambda: app.resume_run(run)):
+        for act in (app.open_form, lambda: app.trainers.stop(run), lambda: app.trainers.resume(run)):
             act()
             await pilot.pause()
             assert isinstance(app.screen, RunsScreen), "no other way leads there either"

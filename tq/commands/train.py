@@ -37,7 +37,7 @@ def train(flags: Train, argv: list[str]) -> int:
     if flags.detach or dashboard:
         path = _launch(flags)
         if dashboard:
-            from tui.app import main as open_dashboard
+            from tui.start import main as open_dashboard
 
             open_dashboard(flags.runs, path)
         return _report_launched(path, flags)

@@ -27,7 +27,7 @@ def tui(flags: Tui, argv: list[str]) -> None:
         raise ValueError("the dashboard needs a terminal; `tq tui --once` prints one frame of it")
     # A tenth of the time to the first frame is the collector's, and it finds nothing; the dashboard turns it on again.
     gc.disable()
-    from tui.app import main
+    from tui.start import main
 
     main(
         flags.runs,
