@@ -115,7 +115,7 @@ class JobScreen(TqScreen):
     def refresh_job(self) -> None:
         """Read it in a worker's thread, as long as something can come of it."""
         if self.job.state == "working":
-            self.run_worker(self._read, thread=True, exclusive=True, group="read", exit_on_error=False)
+            self.run_worker(self._read, thread=True, exclusive=True, group="read")
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw the job as it was last read."""

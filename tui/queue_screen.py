@@ -118,7 +118,7 @@ class QueueScreen(TqScreen):
     def read(self) -> None:
         """Read queue and jobs in a worker's thread."""
         if self.app.screen is self:
-            self.run_worker(self._read, thread=True, exclusive=True, group="read", exit_on_error=False)
+            self.run_worker(self._read, thread=True, exclusive=True, group="read")
 
     @property
     def entry(self) -> Entry | None:

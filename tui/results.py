@@ -70,8 +70,8 @@ def _contender(row: dict[str, Any], most: float, name_width: int, bar_width: int
 
 def _note(row: dict[str, Any]) -> str:
     """What is said once below the bars: what runs a contender, and how it was checked."""
-    words = [words.clean(str(row[key])) for key in ("checked", "how") if row.get(key)]
-    return f"{_word(row, 'contender')}: {'; '.join(words)}" if words else ""
+    told = [words.clean(str(row[key])) for key in ("checked", "how") if row.get(key)]
+    return f"{_word(row, 'contender')}: {'; '.join(told)}" if told else ""
 
 
 def quantize(found: dict[str, Any], width: int) -> Content:
