@@ -215,7 +215,7 @@ def start(root: Path, *flags: str) -> tuple[subprocess.Popen, Path]:
 
 def test_sigterm_stops_cleanly_and_resume_gives_the_same_file(tmp_path: Path) -> None:
     flags = ("--epochs", "40", "--scheme", "w1a2", "--optimizer", "hysteresis-sgd", "--lr", "0.02")
-    child, path = start(tmp_path / "a", *flags)
+    child, path = start(tmp_path / "a", *flags, "--out", str(tmp_path / "a.safetensors"))
     child.send_signal(signal.SIGTERM)
     out, err = child.communicate(timeout=60)
     assert child.returncode == 0, err
@@ -234,6 +234,7 @@ def test_sigterm_stops_cleanly_and_resume_gives_the_same_file(tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     files = [Path(json.loads(text.stdout)["file"]).read_bytes() for text in (resumed, done)]
     assert files[0] == files[1]
+    assert (tmp_path / "a.safetensors").read_bytes() == files[0], "the resumed run knows its --out"
 
 
 def test_a_second_trainer_on_a_run_is_refused_and_two_interrupts_end_it(tmp_path: Path) -> None:

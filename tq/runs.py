@@ -87,10 +87,12 @@ def create(
     versions: Mapping[str, str],
     device: str,
     parent: str | None = None,
+    out: Path | None = None,
     path: Path | None = None,
 ) -> Run:
     """Make a run directory under `root`, take its lock and write its manifest.
 
+    `out` is where its network is to be copied to at the end, also when it ends after a resumption.
     `path` is a directory that `launch` made for this run (the command's --run-dir); it may hold no earlier run.
     Raises ValueError if that one is taken, OSError if the disk refuses.
     """
@@ -114,6 +116,7 @@ def create(
         "device": device,
         "host": socket.gethostname(),
         "parent": parent,
+        "out": str(Path(out).absolute()) if out else None,
     }
     _write_json(path / "run.json", record)
     return Run(path, fd)

@@ -69,7 +69,7 @@ def _work(flags: Train, argv: list[str], world: World | None) -> int:
             run.log = Tee(run.log, progress)  # type: ignore[assignment]
             from tq.session import execute
 
-            summary = execute(config, run, resume=flags.resume is not None, out=flags.out, world=world)
+            summary = execute(config, run, resume=flags.resume is not None, out=_copy_to(flags, run), world=world)
     print_result(summary, flags, _render)
     return 0
 
@@ -116,9 +116,16 @@ def _open(flags: Train, argv: list[str]) -> tuple[TrainConfig, runs.Run]:
         versions=_versions(),
         device=config.device,
         parent=config.init,
+        out=flags.out,
         path=flags.run_dir,
     )
     return config, run
+
+
+def _copy_to(flags: Train, run: runs.Run) -> Path | None:
+    """--out, or what the run that is resumed was started with."""
+    told = flags.out or runs.manifest(run.path).get("out")
+    return Path(told) if told else None
 
 
 def _resumable(flags: Train) -> Path:
@@ -131,7 +138,7 @@ def _resumable(flags: Train) -> Path:
 def _launch(flags: Train) -> Path:
     if flags.resume is not None:
         if flags.out is not None:
-            raise ValueError("--out does not go with a detached --resume; the file will be in the run's directory")
+            raise ValueError("--out does not go with a detached --resume: the file goes where the run was told to put it; drop --out")
         return runs.resume(_resumable(flags))
     config = flags.settings(TrainConfig)
     return runs.launch(_argv(config, flags.out), root=flags.runs, name=_name(config))
