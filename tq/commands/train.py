@@ -138,7 +138,7 @@ def _resumable(flags: Train) -> Path:
 def _launch(flags: Train) -> Path:
     if flags.resume is not None:
         if flags.out is not None:
-            raise ValueError("--out does not go with a detached --resume: the file goes where the run was told to put it; drop --out")
+            raise ValueError("a detached --resume puts the file where the run was told to at its start; drop --out")
         return runs.resume(_resumable(flags))
     config = flags.settings(TrainConfig)
     return runs.launch(_argv(config, flags.out), root=flags.runs, name=_name(config))
