@@ -211,6 +211,7 @@ def test_an_output_that_cannot_be_written_loses_nothing(
 ) -> None:
     argv = ("train", *DIGITS, "--epochs", 1, "--runs", tmp_path / "runs", "--out")
     assert "a directory that exists" in sentence_of(capsys, *argv, tmp_path / "no" / "such.safetensors")
+    assert "a directory that exists" in sentence_of(capsys, *argv, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
     def full(*_: object) -> None:

@@ -26,8 +26,8 @@ from tq.fusion import fuse, left_alone
 from tq.packed import Format, packed_layers
 from tq.post_training import run
 from tq.ptq.ranges import WEIGHT_METHODS, weight_scale
-from tq.quantizers import LearnedWeight, ScaledSign, per_weight, weight_range
-from triton_kernels.layout import to_rows
+from tq.quantizers import LearnedWeight, ScaledSign, per_weight
+from triton_kernels.layout import code_range, to_rows
 
 Make = Callable[..., nn.Module]
 Images = Callable[..., Tensor]
@@ -71,7 +71,7 @@ def test_learned_weight_gradients(bits: int, memory: torch.memory_format) -> Non
     torch.manual_seed(bits)
     weight = torch.randn(3, 5, 3, 1).contiguous(memory_format=memory).requires_grad_()
     quantizer = LearnedWeight(bits, weight, group=4)
-    low, high = weight_range(bits)
+    low, high = code_range(bits)
     assert quantizer.step.shape == (3, 4)
     means = torch.tensor([[float(p.detach().abs().mean()) for p in row] for row in parts(weight, 4)])
     assert torch.allclose(quantizer.step, 2 * means / high**0.5)

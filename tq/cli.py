@@ -401,7 +401,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         flags = parse(argv)
-        if flags.out is not None and (flags.out.is_dir() or not flags.out.parent.is_dir()):
+        # the directory of the runs may not be there yet, but will be
+        taken = flags.out is not None and (flags.out.is_dir() or flags.out == getattr(flags, "runs", None))
+        if flags.out is not None and (taken or not flags.out.parent.is_dir()):
             raise ValueError(f"cannot write --out {flags.out}: expected a file name in a directory that exists")
         name = next(n for n, kind in {**COMMANDS, "kernels": Kernels}.items() if kind is type(flags))
         module = import_module(f"tq.commands.{_MODULES.get(name, name)}")
