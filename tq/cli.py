@@ -401,10 +401,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         flags = parse(argv)
-        # the directory of the runs may not be there yet, but will be
-        taken = flags.out is not None and (flags.out.is_dir() or flags.out == getattr(flags, "runs", None))
-        if flags.out is not None and (taken or not flags.out.parent.is_dir()):
-            raise ValueError(f"cannot write --out {flags.out}: expected a file name in a directory that exists")
+        _check_out(flags)
         name = next(n for n, kind in {**COMMANDS, "kernels": Kernels}.items() if kind is type(flags))
         module = import_module(f"tq.commands.{_MODULES.get(name, name)}")
         return int(getattr(module, name)(flags, argv) or 0)
@@ -446,6 +443,12 @@ def _parts(word: str) -> list[str]:
     if not (match := _NUMBERS.fullmatch(word)):
         return [word]
     return [*([match[1]] if match[1] else []), *match[2].split(",")]
+
+
+def _check_out(flags: Output) -> None:
+    # The directory of the runs need not be there yet.
+    if (out := flags.out) and (out.is_dir() or out == getattr(flags, "runs", None) or not out.parent.is_dir()):
+        raise ValueError(f"cannot write --out {out}: expected a file name in a directory that exists")
 
 
 def explicit(flags: TrainConfig) -> list[str]:

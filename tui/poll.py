@@ -84,11 +84,14 @@ class Poller(threading.Thread):
         self.poke()
 
     def run(self) -> None:
-        """The thread's body; `begin` is called first."""
-        self._begin()
+        """The thread's body; `begin` is called first, until it succeeds."""
+        begun = False
         while not self._done:
             self._wake.clear()
             try:
+                if not begun:
+                    self._begin()
+                    begun = True
                 snapshot = self.poll()
             except Exception as error:  # A dashboard that silently stops updating is worse than any error.
                 sentence = f"cannot read {self.root}: {type(error).__name__}: {error}"

@@ -86,6 +86,7 @@ class QueueScreen(TqScreen):
         super().__init__()
         self.found = Found()
         self._keys_drawn: tuple[list[str], list[str]] = ([], [])
+        self._failed = ""
 
     def compose(self) -> ComposeResult:
         """Bar, queue, results."""
@@ -201,10 +202,16 @@ class QueueScreen(TqScreen):
         self.run_worker(work, thread=True, exit_on_error=False)
 
     def _read(self) -> None:
-        root = self.tq.root
-        entries = tuple(queue.entries(root))
-        runners = tuple(queue.runner_status(root, device) for device in queue.devices(root))
-        self.app.call_from_thread(self._take, Found(entries, runners, tuple(jobs.all_jobs(root))))
+        root, failed = self.tq.root, ""
+        try:
+            runners = tuple(queue.runner_status(root, device) for device in queue.devices(root))
+            found = Found(tuple(queue.entries(root)), runners, tuple(jobs.all_jobs(root)))
+        except OSError as error:  # What was read last stays; the reason is told once, not with every try.
+            found, failed = self.found, f"cannot read the queue: {error}"
+        self.app.call_from_thread(self._take, found)
+        if failed and failed != self._failed:
+            self.app.call_from_thread(self.app.notify, failed, severity="error", markup=False)
+        self._failed = failed
 
     def _take(self, found: Found) -> None:
         self.found = found

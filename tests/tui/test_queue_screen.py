@@ -111,6 +111,25 @@ async def test_an_empty_queue_says_how_to_fill_it(dashboard: Build, text_of: Tex
             assert reason in said(app)
 
 
+async def test_a_queue_that_cannot_be_read_says_so_once_and_keeps_what_was_read(
+    dashboard: Build, root: Path, settle: Settle, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(root, "first")
+    tries: list[Path] = []
+
+    def broken(path: Path, *_: str) -> list[queue.Entry]:
+        tries.append(path)
+        raise OSError(5, "Input/output error")
+
+    async with (app := dashboard()).run_test(size=(80, 24)) as pilot:
+        await pilot.press("u")
+        await settle(app, lambda: names(app, "#entries") == ["first"])
+        monkeypatch.setattr(queue, "entries", broken)
+        await settle(app, lambda: len(tries) > 2)
+        assert said(app).count("cannot read the queue: [Errno 5] Input/output error") == 1
+        assert names(app, "#entries") == ["first"]
+
+
 async def test_a_result_is_shown_when_it_comes_and_kept_when_it_is_left(
     dashboard: Build, demo: list[Path], root: Path, settle: Settle, said: Said, text_of: TextOf
 ) -> None:

@@ -20,7 +20,7 @@ from tq.runs import Status
 from tui import columns, comparison, poll, state, words
 from tui.ascii import plain
 from tui.poll import Poller
-from tui.state import RunView
+from tui.state import RunView, Snapshot
 from tui.system import Probe
 
 NAN = math.nan
@@ -96,19 +96,22 @@ def test_poller_gives_way_to_a_key_once_and_then_reads_on(
     assert slept == [pytest.approx(poll.GIVE_WAY_S - 0.02)] * len(slept)
 
 
-def test_poller_begins_with_what_it_is_given(root: Path) -> None:
-    order: list[str] = []
-    poller = Poller(
-        root,
-        post=lambda _: order.append("post"),
-        fail=lambda _: None,
-        begin=lambda: order.append("begin"),
-        every_s=0.01,
-    )
+def test_poller_begins_with_what_it_is_given_and_tells_when_that_fails(root: Path) -> None:
+    told: list[str] = []
+
+    def begin() -> None:
+        told.append("begin")
+        if len(told) == 1:
+            raise ImportError("no charts")
+
+    def post(_: Snapshot) -> None:
+        told.append("post")
+        poller.close()
+
+    poller = Poller(root, post=post, fail=told.append, begin=begin, every_s=0.01)
     poller.start()
-    poller.close()
     poller.join(20)
-    assert order[:1] == ["begin"]
+    assert told == ["begin", f"cannot read {root}: ImportError: no charts", "begin", "post"]
 
 
 def test_poller_ends_when_closed(root: Path) -> None:
