@@ -4,41 +4,38 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from textual.app import ComposeResult
-from textual.containers import Center, Container, VerticalScroll
+from textual.containers import Center
 from textual.content import Content
 from textual.events import Resize
 from textual.widgets import Input, Static
 
-from tq.history import RunState
-from tui import curves, metrics, panels, run_text
+from tui import run_text
 from tui.chart import Chart
-from tui.curves import Picture, Window
+from tui.chart_grid import ChartGrid
 from tui.footer import Footer
 from tui.keys import Key
-from tui.metrics import METRICS, View
+from tui.panel import Panel
 from tui.panels import Search
 from tui.run_actions import RUN_KEYS, RunActions
 from tui.screen import LEAST, TqScreen, logo, spread
 from tui.state import RunView, Snapshot
 
-# Rows of a chart from which two of them stand one above the other, and columns from which three stand side by side.
-TWO_ROWS, THREE_COLUMNS = 24, 150
-
 
 def _nothing_found(screen: RunScreen) -> str:
     lines = screen.run.output if screen.run else ()
-    return f"no line has {screen.search.needle!r}" if screen.search.needle and not screen.search.matches(lines) else ""
+    search = screen.panel.search
+    return f"no line has {search.needle!r}" if search.needle and not search.matches(lines) else ""
 
 
 def _no_search(screen: RunScreen) -> str:
-    return _nothing_found(screen) if screen.search.needle else "nothing is searched for; / starts a search"
+    return _nothing_found(screen) if screen.panel.search.needle else "nothing is searched for; / starts a search"
 
 
 def _no_window(screen: RunScreen) -> str:
-    return "" if screen.view.window else "the whole run is in sight; + zooms in"
+    return "" if screen.charts.view.window else "the whole run is in sight; + zooms in"
 
 
 def _no_curve(screen: RunScreen) -> str:
@@ -75,15 +72,11 @@ class RunScreen(RunActions, TqScreen):
         super().__init__()
         self.path = path
         self._seen: RunView | None = None
-        self.view = View()
-        self.search = Search()
-        self._chart = 0
-        self._panel = 0
+        self.charts = ChartGrid(id="charts")
+        self.panel = Panel(id="panel")
         self._full: Literal["", "chart", "panel"] = ""
         """what has the screen for itself"""
-        self._drawn: tuple[Any, ...] = ()
         self._texts: dict[str, Content] = {}
-        self._pictures: dict[str, tuple[RunState, View, Picture]] = {}
 
     def compose(self) -> ComposeResult:
         """From top to bottom; trouble is shown before any chart."""
@@ -92,19 +85,16 @@ class RunScreen(RunActions, TqScreen):
         yield Static(id="tiles")
         yield Static(id="size")
         yield Static(id="trouble")
-        with Container(id="charts"):
-            for metric in METRICS:
-                yield Chart(id=metric.name)
+        yield self.charts
         with Center(id="waiting"):
             yield Static(id="waiting-text")
-        with VerticalScroll(id="panel"):
-            yield Static(id="panel-body")
+        yield self.panel
         yield Input(placeholder="search the log; enter keeps the matches, n and N walk through them", id="search")
         yield Footer()
 
     def on_mount(self) -> None:
         """Draw what is known; the poller reads this run's output from now on."""
-        self.query_one("#panel").focus()
+        self.panel.focus()
         self.show(self.tq.snapshot)
 
     def on_screen_resume(self) -> None:
@@ -140,8 +130,11 @@ class RunScreen(RunActions, TqScreen):
         self._put("#size", run_text.size(run.state, width - 2))
         self._arrange(run)
         self._draw_trouble(run)
-        self._draw_charts(run)
-        self._draw_panel(run)
+        if self.has_curves:
+            self.charts.draw(run.state)
+        else:
+            self._put("#waiting-text", run_text.waiting(run), layout=True)
+        self.panel.draw(run)
         self.query_one(Footer).check()
 
     # --- keys ---
@@ -150,8 +143,8 @@ class RunScreen(RunActions, TqScreen):
         """One thing at a time: the search, the full size, the screen."""
         if self.query_one("#search").has_class("open"):
             self._close_search()
-        elif self.search.needle:
-            self.search = Search()
+        elif self.panel.search.needle:
+            self.panel.search = Search()
             self.redraw()
         elif self._full:
             self._fill_with("")
@@ -161,7 +154,7 @@ class RunScreen(RunActions, TqScreen):
     def action_chart(self, by: int) -> None:
         """Choose another chart."""
         if self.run:
-            self._chart = (self._chart + by) % len(metrics.available(self.run.state))
+            self.charts.choose(self.run.state, by)
             self.redraw()
 
     def action_maximise(self) -> None:
@@ -173,81 +166,75 @@ class RunScreen(RunActions, TqScreen):
         self._fill_with("" if self._full == "panel" else "panel")
 
     def action_zoom(self, by: int) -> None:
-        """Twice as near or as far."""
+        """Nearer or farther."""
         if self.run:
-            covered = metrics.axis(self.run.state, self.view.x).covered
-            change = curves.zoom_in if by > 0 else curves.zoom_out
-            self._look(window=change(self.view.window, covered))
+            self.charts.zoom(self.run.state, by)
+            self.redraw()
 
     def action_pan(self, by: int) -> None:
-        """A quarter of the window to the left or right."""
-        self._look(window=curves.pan(self.view.window or Window(), by / 4))
+        """Earlier or later."""
+        self.charts.pan(by)
+        self.redraw()
 
     def action_whole(self) -> None:
-        """From the start to the planned end."""
-        self._look(window=None)
+        """The whole run."""
+        self.charts.whole()
+        self.redraw()
 
     def action_axis(self) -> None:
-        """The next unit of the x axis."""
-        self._look(x=curves.XS[(curves.XS.index(self.view.x) + 1) % len(curves.XS)])
+        """Another unit of the x axis."""
+        self.charts.turn_axis()
+        self.redraw()
 
     def action_log(self) -> None:
-        """Logarithmic or linear y axis of the chosen chart."""
+        """Logarithmic y axis, and back."""
         if self.run:
-            name = metrics.available(self.run.state)[self._chart].name
-            self._look(log=self.view.log ^ {name})
+            self.charts.turn_log(self.run.state)
+            self.redraw()
 
     def action_smooth(self) -> None:
-        """More smoothing, after the strongest none."""
-        self._look(smoothing=(self.view.smoothing + 1) % len(curves.SMOOTHING))
+        """Another smoothing."""
+        self.charts.turn_smoothing()
+        self.redraw()
 
     def action_panel(self, by: int) -> None:
         """The next or the previous panel."""
-        self._panel = (self._panel + by) % len(panels.NAMES)
+        self.panel.turn(by)
         self.redraw()
 
     def action_search(self) -> None:
         """Open the line that is typed into; the log comes into sight."""
-        self._panel = 0
+        self.panel.show_log()
         box = self.query_one("#search", Input)
         box.add_class("open")
-        box.value = self.search.needle
+        box.value = self.panel.search.needle
         box.focus()
         self.redraw()
 
     def action_next(self) -> None:
         """The next match; with nothing searched for n means what it means everywhere: a new run."""
-        if self.search.needle:
+        if self.panel.search.needle:
             self.action_match(1)
         else:
             self.tq.open_form()
 
     def action_match(self, by: int) -> None:
         """To another match; they go from the newest line upwards, as the log is read from its end."""
-        if self.run:
-            self._panel = 0
-            self.search = self.search.step(by, self.run.output)
-            self.redraw()
-            self._scroll_to_match()
+        self._find(self.panel.search, by)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Search as it is typed; the last match first."""
-        if self.run:
-            search = Search(event.value)
-            self.search = search.step(-1, self.run.output)
-            self.redraw()
-            self._scroll_to_match()
+        self._find(Search(event.value), -1)
 
     def on_input_submitted(self) -> None:
         """Keep the matches and give the keys back to the panel."""
         self.query_one("#search").remove_class("open")
-        self.query_one("#panel").focus()
+        self.panel.focus()
 
     def on_chart_chosen(self, event: Chart.Chosen) -> None:
         """A click chooses, a double click maximises."""
         if self.run:
-            names = [metric.name for metric in metrics.available(self.run.state)]
-            self._chart = names.index(event.chart.id or "")
+            self.charts.choose_chart(self.run.state, event.chart)
             if event.twice:
                 self.action_maximise()
             self.redraw()
@@ -258,12 +245,16 @@ class RunScreen(RunActions, TqScreen):
 
     # --- drawing ---
 
-    def _look(self, **changes: Any) -> None:
-        self.view = replace(self.view, **changes)
-        self.redraw()
+    def _find(self, search: Search, by: int) -> None:
+        if self.run:
+            self.panel.show_log()
+            self.panel.search = search.step(by, self.run.output)
+            self.redraw()
+            self.panel.scroll_to_match(self.run)
 
     def _fill_with(self, what: Literal["", "chart", "panel"]) -> None:
         self._full = what
+        self.charts.alone = what == "chart"
         self.redraw()
         # Grid and bars are made for the room that there is after the next layout.
         self.call_after_refresh(self.redraw)
@@ -273,13 +264,12 @@ class RunScreen(RunActions, TqScreen):
         self.query_one("#tiles").display = not self._full
         self.query_one("#size").display = not self._full and bool(run.state.packed_bytes)
         self.query_one("#waiting").display = self._full != "panel" and not self.has_curves
-        self.query_one("#charts").display = self._full != "panel" and self.has_curves
-        panel = self.query_one("#panel")
-        panel.display = self._full != "chart"
-        panel.styles.height = "1fr" if self._full == "panel" else "30%"
+        self.charts.display = self._full != "panel" and self.has_curves
+        self.panel.display = self._full != "chart"
+        self.panel.styles.height = "1fr" if self._full == "panel" else "30%"
 
     def _close_search(self) -> None:
-        self.search = Search()
+        self.panel.search = Search()
         self.on_input_submitted()
         self.redraw()
 
@@ -298,78 +288,3 @@ class RunScreen(RunActions, TqScreen):
             tone, words = found
             box.set_classes(tone)
             self._put("#trouble", words, layout=True)
-
-    def _draw_charts(self, run: RunView) -> None:
-        if not self.has_curves:
-            self._put("#waiting-text", run_text.waiting(run), layout=True)
-            return
-        charts = self.query_one("#charts")
-        known = metrics.available(run.state)
-        self._chart = min(self._chart, len(known) - 1)
-        columns, rows = self._grid(len(known), charts.size.height)
-        page = self._chart // (columns * rows)
-        shown = known[page * columns * rows : (page + 1) * columns * rows]
-        charts.styles.grid_size_columns = min(columns, len(shown))
-        charts.styles.grid_size_rows = rows if len(shown) > columns else 1
-        for metric in METRICS:
-            chart = self.query_one(f"#{metric.name}", Chart)
-            chart.display = metric in shown
-            chart.set_class(metric is known[self._chart] and len(shown) > 1, "chosen")
-            if metric in shown:
-                chart.draw(self._picture(run.state, metric))
-
-    def _grid(self, count: int, height: int) -> tuple[int, int]:
-        """Columns and rows of the charts that are in sight at once."""
-        if self._full == "chart":
-            return 1, 1
-        return (3 if self.size.width >= THREE_COLUMNS and count > 2 else 2), (2 if height >= TWO_ROWS else 1)
-
-    def _picture(self, state: RunState, metric: metrics.Metric) -> Picture:
-        """The same object as long as nothing in it is new, so that the chart need not draw."""
-        known = metrics.available(state)
-        old = self._pictures.get(metric.name)
-        if old is not None and old[0] is state and old[1] == self.view:
-            return old[2]
-        made = metrics.picture(state, metric, self.view, place=f"{known.index(metric) + 1}/{len(known)}")
-        self._pictures[metric.name] = state, self.view, made
-        return made
-
-    def _draw_panel(self, run: RunView) -> None:
-        name = panels.NAMES[self._panel]
-        panel, body = self.query_one("#panel", VerticalScroll), self.query_one("#panel-body", Static)
-        panel.border_title = Content.assemble(*(_tab(run, n, chosen=n == name) for n in panels.NAMES))
-        panel.border_subtitle = self._found(run) if name == "log" else ""
-        width = panel.scrollable_content_region.width
-        content = panels.log(run, self.search) if name == "log" else panels.PANELS[name](run, width)
-        if (name, content) == self._drawn:
-            return
-        turned = not self._drawn or name != self._drawn[0]
-        # A log is followed unless it was scrolled up; the other panels are read from their start.
-        follow = name == "log" and not self.search.needle and (turned or panel.is_vertical_scroll_end)
-        self._drawn = name, content
-        body.update(content)
-        if follow:
-            panel.scroll_end(animate=False)
-        elif turned:
-            panel.scroll_home(animate=False)
-
-    def _found(self, run: RunView) -> Content:
-        """How many lines match, for the panel's lower border."""
-        if not self.search.needle:
-            return Content("")
-        found = len(self.search.matches(run.output))
-        words = f"{self.search.at % found + 1} of {found} lines" if found else "no line"
-        return Content(f"{words} with {self.search.needle!r} · n and N walk · esc ends")
-
-    def _scroll_to_match(self) -> None:
-        line = self.search.line(self.run.output) if self.run else None
-        if line is not None:
-            panel = self.query_one("#panel", VerticalScroll)
-            panel.scroll_to(y=max(0, line - panel.size.height // 2), animate=False)
-
-
-def _tab(run: RunView, name: str, *, chosen: bool) -> tuple[str, str]:
-    count = f" {len(run.state.alerts)}" if name == "alerts" and run.state.alerts else ""
-    if count and not chosen and any(alert.level != "info" for alert in run.state.alerts):
-        return f" ▲{name}{count} ", "bold $warning"
-    return f" {name}{count} ", "reverse bold" if chosen else "$muted"

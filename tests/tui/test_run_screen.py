@@ -115,9 +115,9 @@ async def test_zoom_pan_and_whole_hold_for_all_charts(demo: list[Path], dashboar
         assert (picture(app).x_low, picture(app).x_high) == (2.75, 5.5)
         assert picture(app, "accuracy").x_low == 2.75
         await pilot.press("left")
-        assert screen_of(app).view.window == Window(0.375, 0.875)
+        assert screen_of(app).charts.view.window == Window(0.375, 0.875)
         await pilot.press("right", "right", "right")
-        assert screen_of(app).view.window == Window(0.5, 1)
+        assert screen_of(app).charts.view.window == Window(0.5, 1)
         await pilot.press("minus", "plus", "0")
         assert picture(app).x_high == 10
 
@@ -187,10 +187,10 @@ async def test_the_mouse_chooses_maximises_and_zooms(demo: list[Path], dashboard
         assert charts(app) == ["accuracy"]
         app.screen.query_one("#accuracy", Chart).on_mouse_scroll_up()
         await pilot.pause()
-        assert screen_of(app).view.window == Window()
+        assert screen_of(app).charts.view.window == Window()
         app.screen.query_one("#accuracy", Chart).on_mouse_scroll_down()
         await pilot.pause()
-        assert screen_of(app).view.window is None
+        assert screen_of(app).charts.view.window is None
 
 
 async def test_without_a_curve_the_chart_keys_say_so(demo: list[Path], dashboard: Build, said: Said) -> None:
@@ -243,7 +243,7 @@ async def test_slash_searches_the_log_and_n_walks(
         assert isinstance(app.focused, Input)
         await pilot.pause()
         assert str(panel.border_subtitle).startswith("3 of 3 lines with 'error'")
-        assert screen_of(app).search.line(screen_of(app).run.output) == 149
+        assert screen_of(app).panel.search.line(screen_of(app).run.output) == 149
         await pilot.press("enter", "N")
         await pilot.pause()
         assert str(panel.border_subtitle).startswith("2 of 3")
@@ -256,7 +256,7 @@ async def test_slash_searches_the_log_and_n_walks(
         assert panel.scroll_y <= 49, "the log does not run away from a match"
         await pilot.press("escape")
         await pilot.pause()
-        assert screen_of(app).search == panels.Search()
+        assert screen_of(app).panel.search == panels.Search()
         assert "Error: [x]" in text_of(app, "#panel-body")
 
 
@@ -270,7 +270,7 @@ async def test_a_search_without_a_match_says_so_and_esc_closes_it(
         assert "no line has 'zebra'" in said(app)
         assert "no line" in str(app.screen.query_one("#panel").border_subtitle)
         await pilot.press("slash", "escape")
-        assert screen_of(app).search.needle == ""
+        assert screen_of(app).panel.search.needle == ""
         assert app.focused is app.screen.query_one("#panel")
         await pilot.press("n")
         assert isinstance(app.screen, NewRunScreen), "n without a search is what it is everywhere"
