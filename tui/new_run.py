@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.events import DescendantFocus, Resize
-from textual.suggester import SuggestFromList
-from textual.widget import Widget
 from textual.widgets import Button, Input, Static
 
 from tq import queue, runs
-from tui import form, words
+from tui import form, targets, words
 from tui.choice import Choice
 from tui.fold import Fold
 from tui.footer import Footer
-from tui.form import FORMS, FormField, Verdict
+from tui.form import FORMS, Verdict
+from tui.form_rows import FormRows
 from tui.job_screen import start_job
 from tui.keys import Key
-from tui.screen import WIDE, TqScreen, logo, spread
+from tui.screen import TqScreen, logo, spread
 from tui.state import Snapshot
-
-MODEL_FILES = (".safetensors", ".pt", ".pth", ".th")
 
 
 def _wrong(screen: NewRunScreen) -> str:
@@ -36,10 +33,6 @@ def _wrong(screen: NewRunScreen) -> str:
 
 def _not_queued(screen: NewRunScreen) -> str:
     return _wrong(screen) or ("" if screen.command == "train" else "only trainings wait in the queue; ^s starts it now")
-
-
-class Rows(VerticalScroll, can_focus=False, inherit_bindings=False):
-    """Scrolls to the focused row and leaves the arrow keys to the form."""
 
 
 class NewRunScreen(TqScreen):
@@ -72,8 +65,7 @@ class NewRunScreen(TqScreen):
     def compose(self) -> ComposeResult:
         """The choice of the command, its rows, and what is to be said of them."""
         yield Static(id="bar")
-        with Rows(id="form"):
-            yield from self._rows()
+        yield FormRows(self.command, self._typed[self.command], targets.known(self.tq.snapshot), id="form")
         with Vertical(id="verdict"):
             yield Static(id="help", markup=False)
             yield Static(id="error")
@@ -106,12 +98,12 @@ class NewRunScreen(TqScreen):
         named = [w.id for w in event.widget.ancestors_with_self if w.id]
         field = next((f for f in FORMS[self.command].fields if f"field-{f.name}" in named), None)
         if field is not None:
-            words = f"{field.label}: {field.help}"
+            text = f"{field.label}: {field.help}"
         elif isinstance(event.widget, Fold):
-            words = f"{event.widget.section}: enter shows these settings, or folds them away"
+            text = f"{event.widget.section}: enter shows these settings, or folds them away"
         else:
-            words = _HELP.get(event.widget.id or "", "")
-        self.query_one("#help", Static).update(words)
+            text = _HELP.get(event.widget.id or "", "")
+        self.query_one("#help", Static).update(text)
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Judge as it is typed."""
@@ -121,9 +113,7 @@ class NewRunScreen(TqScreen):
         """Judge the choice; another command is another form."""
         if event.choice.id == "kind":
             self.command = event.value
-            rows = self.query_one("#form", Rows)
-            await rows.remove_children("#form > .row, Fold")
-            await rows.mount_all(list(self._field_rows()))
+            await self.query_one(FormRows).change(self.command, self._typed[self.command])
             self._last = ""
             self._check()
             self.show(self.tq.snapshot)
@@ -132,13 +122,7 @@ class NewRunScreen(TqScreen):
 
     async def on_fold_turned(self, event: Fold.Turned) -> None:
         """Show or take away the section's rows."""
-        names = [f.name for f in self._folded(event.fold.section)]
-        if event.fold.open:
-            rows = [self._row(f) for f in self._folded(event.fold.section)]
-            await self.query_one("#form", Rows).mount_all(rows, after=event.fold)
-            self._show_errors()
-        else:
-            await self.query(", ".join(f"#row-{name}" for name in names)).remove()
+        await self.query_one(FormRows).turn(event.fold, self.verdict.errors)
 
     def on_input_submitted(self) -> None:
         """Enter goes on to the next field."""
@@ -164,7 +148,7 @@ class NewRunScreen(TqScreen):
         if self.command != "train":
             self.dismiss()
             typed = self._typed[self.command]["file"].strip()
-            start_job(self.tq, self._words(), title=Path(typed).name, run=self._run_of(typed))
+            start_job(self.tq, self._words(), title=Path(typed).name, run=targets.run_of(typed, self.tq.snapshot))
             return
         self._busy = True
         self.query_one("#error", Static).update(Content.styled("starting the trainer ...", "$primary"))
@@ -210,55 +194,6 @@ class NewRunScreen(TqScreen):
         self.tq.poller.poke()
         self.tq.open_run(path)
 
-    # --- rows ---
-
-    def _rows(self) -> Iterator[Widget]:
-        kind = Choice(tuple(FORMS), self.command, id="kind")
-        yield Horizontal(Static("command", classes="label"), kind, classes="line")
-        yield from self._field_rows()
-
-    def _field_rows(self) -> Iterator[Widget]:
-        """What most runs set, then a heading for each section that has more; one with a change in it is unfolded."""
-        fields = FORMS[self.command].fields
-        yield from (self._row(f) for f in fields if f.common)
-        for section in dict.fromkeys(f.section for f in fields if not f.common):
-            inside = self._folded(section)
-            fold = Fold(section, [f.label for f in inside])
-            fold.changed = sum(map(self._changed, inside))
-            fold.set_reactive(Fold.open, fold.changed > 0)
-            yield fold
-            if fold.open:
-                yield from map(self._row, inside)
-
-    def _folded(self, section: str) -> list[FormField]:
-        return [f for f in FORMS[self.command].fields if f.section == section and not f.common]
-
-    def _changed(self, field: FormField) -> bool:
-        return self._typed[self.command][field.name].strip() != field.default
-
-    def _row(self, field: FormField) -> Vertical:
-        parts = [Static(field.label, classes="label", markup=False), self._control(field)]
-        if self.app.size.width >= WIDE:
-            parts.append(Static(field.help, classes="hint", markup=False))
-        row = Vertical(
-            Horizontal(*parts, classes="line"),
-            Static(classes="wrong", markup=False),
-            classes="row",
-            id=f"row-{field.name}",
-        )
-        return row.set_class(self._changed(field), "changed")
-
-    def _control(self, field: FormField) -> Widget:
-        typed, id = self._typed[self.command][field.name], f"field-{field.name}"
-        if field.is_bool:
-            return Choice(("on", "off"), "on" if typed == "True" else "off", id=id)
-        if field.choices:
-            return Choice(field.choices, typed, id=id)
-        known = self._files() if field.name == "file" else field.suggestions
-        suggester = SuggestFromList(known, case_sensitive=False) if known else None
-        placeholder = "needed" if field.name == "file" else "" if field.default else "default"
-        return Input(typed, placeholder=placeholder, suggester=suggester, id=id, compact=True)
-
     def _focus_first(self) -> None:
         """The first field; where the file is known already, the button that starts it."""
         typed = self._typed[self.command]
@@ -267,7 +202,7 @@ class NewRunScreen(TqScreen):
 
     # --- judging ---
 
-    def _take(self, widget: Widget, value: str) -> None:
+    def _take(self, widget: Input | Choice, value: str) -> None:
         name = (widget.id or "").removeprefix("field-")
         # Every input reports its first value too.
         if self._typed[self.command].get(name) != value:
@@ -278,7 +213,7 @@ class NewRunScreen(TqScreen):
     def _check(self) -> None:
         """Parse everything; a sentence below each field that is wrong, or the command that the form stands for."""
         self.verdict = FORMS[self.command].judge(self._typed[self.command], last=self._last, exists=self._exists)
-        self._show_errors()
+        self.query_one(FormRows).judge(self.verdict.errors)
         ready = not self.verdict.errors
         error, command = self.query_one("#error", Static), self.query_one("#command", Static)
         command.update("$ " + shlex.join(["tq", *self._words()]) if ready else "")
@@ -287,23 +222,13 @@ class NewRunScreen(TqScreen):
             count = len(self.verdict.errors)
             error.update(_bad(general or f"{count} field{'s are' if count > 1 else ' is'} not right yet"))
         elif self.command == "bench" and (live := len(self.tq.snapshot.live)):
-            words = f"▲ {live} run{'s are' if live > 1 else ' is'} at work: the times will suffer from it"
-            error.update(Content.styled(words, "$warning"))
+            said = f"▲ {live} run{'s are' if live > 1 else ' is'} at work: the times will suffer from it"
+            error.update(Content.styled(said, "$warning"))
         else:
             error.update(Content.styled("✓ ready to start", "$success"))
         self.query_one(Footer).check()
         for button in self.query(Button):
             button.disabled = not ready or (button.id == "enqueue" and self.command != "train")
-
-    def _show_errors(self) -> None:
-        """Below the rows that are in sight; the others' headings count what was changed."""
-        for field in FORMS[self.command].fields:
-            for row in self.query(f"#row-{field.name}"):
-                wrong = self.verdict.errors.get(field.name, "")
-                row.set_class(bool(wrong), "bad").set_class(self._changed(field), "changed")
-                row.query_one(".wrong", Static).update(words.clean(wrong))
-        for fold in self.query(Fold):
-            fold.changed = sum(map(self._changed, self._folded(fold.section)))
 
     def _words(self) -> list[str]:
         """The command line without tq; runs are looked up under the dashboard's own root."""
@@ -314,33 +239,8 @@ class NewRunScreen(TqScreen):
         config = self.verdict.config
         return f"{config.model.rpartition(':')[2]}-{config.scheme}"
 
-    def _files(self) -> tuple[str, ...]:
-        return ("last", *(run.path.name for run in self.tq.snapshot.runs if run.status.state == "done"))
-
     def _exists(self, text: str) -> str:
-        """What is wrong with a file or run; "" if it can be used. Looks at the snapshot and at one file at most."""
-        if not text:
-            return "a file is needed: a model file, or a run such as last"
-        path = Path(text)
-        if path.is_file():
-            return ""
-        if path.suffix in MODEL_FILES:
-            return f"{text} does not exist"
-        found = [run for run in self.tq.snapshot.runs if text in (run.path.name, "last") or path.absolute() == run.path]
-        found = found or [run for run in self.tq.snapshot.runs if text in run.path.name]
-        if text == "last":
-            found = [run for run in found if run.status.state == "done"][:1]
-        if len(found) != 1:
-            some = f"{text} fits {len(found)} runs; give more of the id"
-            return some if found else f"there is no file or run {text!r}"
-        run = found[0]
-        return "" if run.status.state == "done" else f"{run.path.name} has no file yet ({run.word})"
-
-    def _run_of(self, text: str) -> str:
-        """The id of the run whose file it is; "" for any other file."""
-        path = Path(text).absolute()
-        names = [run.path.name for run in self.tq.snapshot.runs if run.path in (path, path.parent)]
-        return names[0] if names else ""
+        return targets.why_not(text, self.tq.snapshot)
 
 
 _HELP = {

@@ -10,10 +10,10 @@ from rich.progress import Progress
 from tq.atomic import atomic
 from tq.bench import bench as run_bench
 from tq.bench import table
-from tq.cli import Bench, Kernels
 from tq.commands.evaluate import file_of
 from tq.commands.output import show, stderr
 from tq.config import BenchConfig, KernelBenchConfig
+from tq.flags.files import Bench, Kernels
 from tq.kernels import run as kernel_bench
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tq import checkpoint
 from tq import data as datasets
-from tq.cli import OnTestImages
 from tq.commands.evaluate import data_of, file_of, own_model
 from tq.file_format import Info
+from tq.flags.files import OnTestImages
 from tq.layers import channels_last
 from tq.onnx.engines import Agreement, agreement, open_engine
 from tq.packed import packed_layers

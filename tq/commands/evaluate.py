@@ -13,10 +13,10 @@ from torch import nn
 from tq import checkpoint, runs
 from tq import data as datasets
 from tq.byte_size import size_text
-from tq.cli import Eval, Inspect, Predict
 from tq.commands.output import show
 from tq.evaluate import evaluate
 from tq.file_format import Info
+from tq.flags.files import Eval, Inspect, Predict
 from tq.imagefolder import read_image
 from tq.layers import channels_last
 from tq.machine import pick_device

@@ -15,11 +15,11 @@ from torch import nn
 from tq import export as exporting
 from tq import hub
 from tq.byte_size import size_text
-from tq.cli import Export
 from tq.commands.checking import Sample, agreement_of, load_packed, packed_file, progress_on, sample_of
 from tq.commands.output import show, stderr
 from tq.evaluate import evaluate, largest_difference
 from tq.file_format import Info
+from tq.flags.files import Export
 from tq.onnx.engines import ENGINES, MEAN_DIFFERENCE, SAME_CLASS
 from tq.peers import needed
 

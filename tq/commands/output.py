@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from tq.atomic import atomic
-from tq.cli import Output
+from tq.flags.base import Output
 
 
 def stderr() -> Console:

@@ -24,7 +24,6 @@ from tq import data as datasets
 from tq.attach import Coverage, coverage, quant_layers, to_channels_last
 from tq.byte_size import parse_size, size_text
 from tq.checkpoint import predict_bytes
-from tq.cli import Quantize
 from tq.commands.checking import progress_on
 from tq.commands.evaluate import file_of
 from tq.commands.output import print_result, stderr
@@ -33,6 +32,7 @@ from tq.describe import describe, model_args
 from tq.divergence import compare, twins
 from tq.evaluate import evaluate
 from tq.file_format import FORMAT, Info
+from tq.flags.files import Quantize
 from tq.layers import EXACT_FLOAT32, channels_last
 from tq.machine import pick_device
 from tq.macs import multiply_accumulates

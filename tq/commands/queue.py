@@ -13,8 +13,8 @@ from rich.table import Table
 
 from tq import queue as store
 from tq import runs
-from tq.cli import Queue
 from tq.commands.output import print_result, show
+from tq.flags.runs import Queue
 
 
 def queue(flags: Queue, argv: list[str]) -> None:

@@ -18,8 +18,8 @@ from rich.table import Table
 
 from tq import history, queue, recipe, report
 from tq.atomic import atomic
-from tq.cli import Reproduce
 from tq.commands.output import plain, print_result, stderr
+from tq.flags.runs import Reproduce
 from tq.liveness import duration
 from tq.reproduce import POLL_S, Reproduction, Standing
 

@@ -12,8 +12,8 @@ from rich.table import Table
 from tq import history, query
 from tq import runs as store
 from tq.byte_size import size_text
-from tq.cli import Plot, Runs
 from tq.commands.output import print_result, show
+from tq.flags.runs import Plot, Runs
 from tq.plot import Kind
 from tq.plot import plot as draw
 

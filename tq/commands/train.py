@@ -14,9 +14,9 @@ from rich.table import Table
 
 from tq import history, queue, runs
 from tq.byte_size import size_text
-from tq.cli import Train, explicit
 from tq.commands.output import print_result
 from tq.config import TrainConfig, from_dict, to_argv, to_dict
+from tq.flags.runs import Train, explicit
 
 if TYPE_CHECKING:
     from tq.distributed import World

@@ -7,9 +7,9 @@ import os
 import sys
 
 from tq import runs
-from tq.cli import Tui
 from tq.commands.output import show
 from tq.commands.runs import describe
+from tq.flags.runs import Tui
 
 
 def tui(flags: Tui, argv: list[str]) -> None:

@@ -12,7 +12,6 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import nn
 
-from tq.cli import Verify
 from tq.commands.checking import Sample, agreement_of, load_packed, packed_file, progress_on, sample_of
 from tq.commands.evaluate import own_model
 from tq.commands.export import checks_table
@@ -22,6 +21,7 @@ from tq.dequantize import build_float
 from tq.divergence import OUTPUT, Row, compare, first_divergence, is_layer, twins
 from tq.evaluate import evaluate
 from tq.file_format import Info
+from tq.flags.files import Verify
 from tq.machine import pick_device
 from tq.models import load_into, weights_from
 from tq.onnx.engines import ENGINES
