@@ -7,15 +7,16 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tq import history
+from tq import history, panels, picture
 from tq.cli import main
 from tq.events import EventLog
-from tq.panels import pareto
+from tq.panels import Curve, pareto
 from tq.plot import DASHES, _curves, _labels, packed_point, plot
 from tq.run_state import RunState
 
@@ -155,6 +156,21 @@ def test_plot_resolution_and_portion_where_a_run_has_them(tmp_path: Path) -> Non
     without = plot(runs[1:], tmp_path / "plain.svg").read_text()
     assert "resolution p" not in without
     assert "portion" not in without
+
+
+@pytest.mark.parametrize(
+    "draw", [panels.draw_loss, panels.draw_accuracy, panels.draw_errors, panels.draw_resolution, panels.draw_portion]
+)
+@pytest.mark.parametrize("epochs", [1, 40])
+def test_a_single_point_is_marked(tmp_path: Path, draw: Callable[[Any, list[Curve]], None], epochs: int) -> None:
+    run = make_trend(tmp_path, "one", TREND[:1], [61.0] * epochs)
+    _, (axis,) = picture.new_figure(1)
+    draw(axis, _curves([run], [history.read(run)]))
+    points = [{(x, y) for x, y in line.get_xydata() if math.isfinite(y)} for line in axis.lines]
+    marked = [found for found, line in zip(points, axis.lines, strict=True) if line.get_marker() != "None"]
+    single = [found for found in points if len(found) == 1]
+    assert single
+    assert all(found in marked for found in single)
 
 
 def test_stairs_stay_stairs_in_a_long_log() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import statistics
 import subprocess
@@ -60,8 +61,9 @@ else:
     last = 90 + config["seed"] + config["lr"] - (config["scheme"] == "w1a2")
     run.path.joinpath("model.safetensors").write_text("x")
     start = 95.0 if config["init"] else None
-    summary = {"trained_accuracy": last, "best_accuracy": last + 0.5, "best_epoch": 1, "bytes": 10, "float_bytes": 40}
-    run.log.emit("end", status="ok", summary={**summary, "float_accuracy": start})
+    best = {"best_accuracy": last + 0.5, "best_epoch": 1 + config["seed"]}
+    summary = {"trained_accuracy": last, **best, "bytes": 10, "float_bytes": 40, "float_accuracy": start}
+    run.log.emit("end", status="ok", summary=summary)
 run.close()
 """
 RECIPE: dict[str, Any] = {
@@ -174,13 +176,30 @@ def test_epochs_and_time() -> None:
     ("changes", "said"),
     [
         ({"row": []}, "unknown key 'row'; did you mean 'rows'"),
-        ({"rows": []}, "rows must be a list that is not empty"),
+        ({"rows": []}, r"rows must be a list of JSON objects that is not empty, got \[\]"),
+        ({"rows": [3]}, r"rows must be a list of JSON objects that is not empty, got \[3\]"),
+        ({"rows": [{"settings": {}}]}, "row 1: label must be a one-line text that is not empty, got None"),
+        ({"rows": [{"label": "a\nb"}]}, r"row 1: label must be a one-line text that is not empty, got 'a\\nb'"),
+        ({"rows": [{"label": "a", "published": "91"}]}, "row 1: published must be a number, got '91'"),
+        ({"rows": [{"label": "a", "published": 10**400}]}, "row 1: published must be a number, got 1000"),
+        ({"rows": [{"label": "a", "from": ["b"]}]}, r"from must be a one-line text or a JSON object, got \['b'\]"),
+        ({"rows": [{"label": "a", "from": {"quick": 3}}]}, "row a, from: quick must be a one-line text, got 3"),
+        ({"rows": [{"label": "a", "from": {"fast": "b"}}]}, "row a, from: unknown key 'fast'"),
+        ({"rows": [{"label": "a", "quick": None}], "reference": None}, "has no row in its quick version"),
+        ({"rows": [{"label": "a", "settings": {"lr": []}}]}, r"t, row a: lr must be float or null, got \[\]"),
+        ({"rows": [{"label": "a", "settings": {"lr": [0.1, False]}}]}, "lr must be float or null, got False"),
+        ({"notes": 3}, "notes must be a list of one-line texts, got 3"),
+        ({"quick": None}, "has no quick version"),
+        ({"quick": {"epoch_minutes": float("nan")}}, "quick: epoch_minutes must be a number, got nan"),
+        ({"quick": {"seeds": [True]}}, r"quick: seeds must be a list of whole numbers, got \[True\]"),
+        ({"quick": {"seeds": []}}, "seeds must be whole numbers"),
         ({"rows": [{"label": "a", "settings": {"sheme": "w1a2"}}]}, "unknown key 'sheme'; did you mean 'scheme'"),
-        ({"rows": [{"label": "a", "settings": {"scheme": "w3a3"}}]}, "row a: .*weight bits must be one of"),
-        ({"rows": [{"label": "a", "settings": {"epochs": "many"}}]}, "epochs must be int, got 'many'"),
+        ({"rows": [{"label": "a", "settings": {"scheme": "w3a3"}}]}, "t, row a: weight bits must be one of"),
+        ({"rows": [{"label": "a", "settings": {"epochs": "many"}}]}, "t, row a: epochs must be int, got 'many'"),
         ({"rows": [{"label": "a", "settings": {"seed": 1}}]}, "seed is given on the command line"),
-        ({"rows": [{"label": "a", "from": "b"}]}, "from must name a row above it"),
-        ({"rows": [{"label": "a", "against": "b"}]}, "against must name a row above it"),
+        ({"rows": [{"label": "a", "from": "b"}, {"label": "b", "from": "a"}]}, "row a: from must name a row above it"),
+        ({"rows": [{"label": "a", "from": "a"}]}, "row a: from must name a row above it"),
+        ({"rows": [{"label": "a", "against": "a"}]}, "row a: against must name a row above it"),
         ({"rows": [RECIPE["rows"][0], RECIPE["rows"][0]]}, "a label of its own"),
         ({"reference": "w9"}, "the reference must be a row, got 'w9'"),
         ({"datasets": ["cifar"]}, "unknown data set 'cifar'"),
@@ -194,17 +213,35 @@ def test_a_bad_recipe_is_one_sentence(changes: dict[str, Any], said: str) -> Non
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", [3, 1.5, "", "91", True, None, [], [None], [["b"]], [{}], {}, {"quick": []}])
+def test_a_value_of_any_kind_makes_a_table_or_is_refused(value: Any, root: Path) -> None:
+    version, row = RECIPE["quick"], RECIPE["rows"][2]
+    recipes = [
+        *({**RECIPE, key: value} for key in (*RECIPE, "notes")),
+        *({**RECIPE, "quick": {**version, key: value}} for key in version),
+        *({**RECIPE, "rows": [*RECIPE["rows"][:2], {**row, k: value}]} for k in (*row, "from", "published", "source")),
+        *({**RECIPE, "settings": {**RECIPE["settings"], key: value}} for key in ("lr", "epochs", "milestones", "init")),
+    ]
+    for raw in recipes:
+        try:
+            work = Reproduction(recipe.parse(raw, name="t", quick=True), root)
+        except ValueError:
+            continue
+        assert report.markdown(report.build(work, work.look()))
+
+
 def test_unknown_tables_rows_and_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown table 'digit'.*did you mean 'digits'"):
         recipe.load("digit", quick=True)
     with pytest.raises(ValueError, match="cannot be read"):
         recipe.load(str(tmp_path / "none.json"), quick=True)
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="is not valid JSON"):
-        recipe.load(str(tmp_path / "bad.json"), quick=True)
+    for text in ("{", "[" * 100_000, "3" * 5000):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ValueError, match="is not valid JSON"):
+            recipe.load(str(tmp_path / "bad.json"), quick=True)
     (tmp_path / "mine.json").write_text(json.dumps(RECIPE))
     mine = recipe.load(str(tmp_path / "mine.json"), quick=True)
-    assert mine.name == "mine"
+    assert mine.name == "mine.json"
     with pytest.raises(ValueError, match=r"no row 'w1a1': expected float, w1a2, alone; did you mean 'w1a2'"):
         mine.only(("w1a1",))
     assert [row.label for row in mine.only(("w1a2",)).rows] == ["float", "w1a2"], "with what it starts from"
@@ -233,7 +270,8 @@ def test_a_table_from_nothing_and_its_figures(root: Path, fake: list[str]) -> No
     assert (rows["alone"]["drop"], rows["alone"]["against"]) == (-1.75, "w1a2")
     assert (result["devices"], result["versions"]["torch"], result["runs_done"]) == (["a machine"], "9", 6)
     text = report.markdown(result)
-    assert "| w1a2 | 89.75 ± 0.71 | 90.25 ± 0.71 | +1.25 ± 0.00 (float) | 88.50 |" in text
+    assert "| best % (epoch) |" in text
+    assert "| w1a2 | 89.75 ± 0.71 | 90.25 ± 0.71 (1,2) | +1.25 ± 0.00 (float) | 88.50 |" in text
     assert "- alone: so so" in text
     assert by_label["w1a2-seed1"].run and by_label["w1a2-seed1"].run.name in text
     until(lambda: not queue.entries(root))
@@ -323,7 +361,7 @@ def test_a_search_reports_the_rate_of_the_best_mean(root: Path, fake: list[str])
     assert (a["lr"], a["last"], b["lr"], b["drop"]) == (0.5, 91.0, 0.75, -0.25)
     assert [(s["lr"], s["last"]) for s in b["searched"]] == [(0.75, 91.25), (7, None)]
     text = report.markdown(result)
-    assert "| a (lr 0.5) | 91.00 ± 0.71 |" in text
+    assert "| a (lr 0.5) | 91.00 ± 0.71 | 91.50 ± 0.71 (1,2) |" in text, "the epochs are those of the rate"
     assert "- a, last % by lr: 0.125: 90.62 ± 0.71; 0.5: 91.00 ± 0.71; 0.25: 90.75 ± 0.71" in text
 
 
@@ -394,6 +432,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(root: Path, min
     assert "0 of 2 runs done" in out
     (stopped,) = runs.list_runs(root)
     assert (runs.status(stopped).state, (stopped / "checkpoint.pt").exists()) == ("stopped", True)
+    assert "-mine-float-seed0-" in stopped.name, "without the end of the file's name"
     out = subprocess.run(
         command(root, mine, "--out", str(tmp_path / "t.md"), "--json"), capture_output=True, text=True, timeout=300
     )
@@ -406,6 +445,51 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_command_goes_on(root: Path, min
     assert result["rows"][0]["last"] > 50, "it has learned"
     assert json.loads((tmp_path / "t.json").read_text())["rows"] == result["rows"]
     assert "| w4a4 |" in (tmp_path / "t.md").read_text()
+
+
+def test_the_command_in_the_report_makes_it_again(
+    root: Path, mine: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def table_of(*argv: str) -> dict[str, Any]:
+        assert cli.main([*argv, "--only-report", "--json", "--runs", str(root)]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    given = ["--quick", "--rows", "w4a4", "w1a2", "--seeds", "3", "1", "--device", "cpu"]
+    first = table_of("reproduce", str(mine), *given)
+    assert first["command"] == f"tq reproduce mine.json {' '.join(given)}"
+    monkeypatch.chdir(mine.parent)
+    assert table_of(*shlex.split(first["command"])[1:]) == first
+    odd = mine.rename(mine.with_name("my own.json"))
+    assert table_of("reproduce", str(odd), "--quick")["command"] == "tq reproduce 'my own.json' --quick"
+
+
+def test_a_recipe_named_as_a_table_has_a_report_of_its_own(
+    root: Path, mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = mine.rename(mine.with_name("digits.json"))
+    for name in (str(own), "digits"):
+        assert cli.main(["reproduce", name, "--quick", "--only-report", "--runs", str(root)]) == 0
+    titles = {path.name: path.read_text().splitlines()[0] for path in (root / "tables").glob("*.md")}
+    assert titles.keys() == {"digits-quick.md", "digits.json-quick.md"}
+    assert titles["digits.json-quick.md"] == "## a table" != titles["digits-quick.md"]
+    before = own.read_text()
+    capsys.readouterr()
+    for out in (own, own.with_suffix(".md")):
+        assert cli.main(["reproduce", str(own), "--quick", "--only-report", "--out", str(out)]) == 2
+        assert f"--out {out} would write over the recipe {own}" in capsys.readouterr().err
+    assert own.read_text() == before
+
+
+@pytest.mark.parametrize(("key", "value"), [("notes", 3), ("quick", 3), ("rows", [{"label": "a", "from": ["b"]}])])
+def test_a_bad_recipe_file_is_one_sentence(
+    key: str, value: Any, root: Path, mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine.write_text(json.dumps({**RECIPE, key: value}))
+    assert cli.main(["reproduce", str(mine), "--quick", "--only-report", "--runs", str(root)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("tq: recipe mine.json")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

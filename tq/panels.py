@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TRAIN_BINS = 200
-# fewer points than this are marked: a run of one epoch is one, which a line alone would not show
+# fewer points than this are marked: a line alone would not show a single one
 MARKED = 30
 XY = tuple[float, float]
 
@@ -93,7 +93,8 @@ def draw_resolution(axis: Axes, curves: list[Curve]) -> None:
     for curve in curves:
         x, low = _of_points(curve, "p_min")
         axis.fill_between(x, low, _of_points(curve, "p_max")[1], color=curve.colour, alpha=0.15, linewidth=0)
-        axis.plot(*_of_points(curve, "p_mean"), **curve.style, linewidth=1.6, label=curve.label)
+        x, mean = _of_points(curve, "p_mean")
+        axis.plot(x, mean, **curve.style, linewidth=1.6, marker=_marker(mean), markersize=2.5, label=curve.label)
     _over_time(axis, curves, "resolution p, updates are multiples of 2$^{-p}$: mean and range of tensors")
 
 
@@ -105,6 +106,8 @@ def draw_portion(axis: Axes, curves: list[Curve]) -> None:
         corners = [next(stair) for _, stair in groupby(points, lambda p: p.portion)] + points[-1:]
         x, y = [curve.x(p.step) for p in corners], [p.portion for p in corners]
         axis.plot(x, y, **curve.style, drawstyle="steps-post", linewidth=1.6, label=curve.label)
+        if len(points) == 1:
+            axis.plot(x, y, "o", color=curve.colour, markersize=2.5)
     axis.set_ylim(0, 1.05)
     _over_time(axis, curves, "portion of the weights quantized for good")
 
@@ -140,16 +143,16 @@ def _of_points(curve: Curve, name: str) -> tuple[list[float], list[float]]:
 
 
 def _dim(axis: Axes, curve: Curve, x: list[float], y: list[float]) -> None:
-    axis.plot(x, y, **curve.style, linewidth=0.8, alpha=0.35, marker=_marker(x), markersize=2)
+    axis.plot(x, y, **curve.style, linewidth=0.8, alpha=0.35, marker=_marker(y), markersize=2)
 
 
 def _bright(axis: Axes, curve: Curve, y: list[float], *, label: str = "") -> None:
     x = [curve.x(e.step) for e in curve.state.held_out]
-    axis.plot(x, y, **curve.style, linewidth=1.6, marker=_marker(x), markersize=2.5, label=label or curve.label)
+    axis.plot(x, y, **curve.style, linewidth=1.6, marker=_marker(y), markersize=2.5, label=label or curve.label)
 
 
-def _marker(x: Sequence[float]) -> str | None:
-    return "o" if len(x) < MARKED else None
+def _marker(y: Sequence[float]) -> str | None:
+    return "o" if sum(map(math.isfinite, y)) < MARKED else None
 
 
 def _star(axis: Axes, curve: Curve, step: float, y: float) -> None:

@@ -8,6 +8,7 @@ is that of the sample (n - 1). Standard library only.
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 import time
 from collections.abc import Sequence
@@ -85,18 +86,23 @@ def header(report: dict[str, Any]) -> list[str]:
     """The columns' titles."""
     others = {row["against"] for row in report["rows"]} - {None, report["reference"]}
     against = f"drop against {report['reference']}" if report["reference"] and not others else "drop"
-    return ["", "last %", "best %", against, "published %", "minutes", "bytes", "of float"]
+    return ["", "last %", "best % (epoch)", against, "published %", "minutes", "bytes", "of float"]
 
 
 def cells(row: dict[str, Any], *, named: bool) -> list[str]:
-    """One row's texts; empty where nothing is known. `named`: say what the drop is measured against."""
+    """One row's texts; empty where nothing is known. `named`: say what the drop is measured against.
+
+    The best epochs are those of the seeds that are done, in their order.
+    """
     drop = spread(row["drop"], row["drop_std"], sign="+")
     name = row["row"] + (f" (lr {row['lr']:.4g})" if row["lr"] is not None and len(row["searched"]) > 1 else "")
+    # no blank: a terminal that is too narrow puts them together on a line of their own
+    epochs = ",".join(f"{epoch:.0f}" for epoch in row["best_epochs"])
     published = "" if row["published"] is None else f"{row['published']:.2f}"
     return [
         name,
         spread(row["last"], row["last_std"]),
-        spread(row["best"], row["best_std"]),
+        spread(row["best"], row["best_std"]) + (f" ({epochs})" if epochs else ""),
         f"{drop} ({row['against']})" if drop and named else drop,
         f"{published} {row['source']}".strip(),
         "" if row["minutes"] is None else f"{row['minutes']:.1f}",
@@ -113,11 +119,16 @@ def spread(mean: float | None, deviation: float | None, *, sign: str = "") -> st
 
 
 def _command(work: Reproduction) -> str:
-    words = ["tq reproduce", work.table.name, *(["--quick"] if work.table.quick else [])]
-    words += [f"--dataset {work.dataset}"] if work.dataset != work.table.datasets[0] else []
-    words += ["--data DIR"] if work.dataset != "digits" else []
-    words += [f"--seeds {' '.join(map(str, work.seeds))}"] if work.seeds != list(work.table.seeds) else []
-    return " ".join([*words, *(["--init FILE"] if work.init else [])])
+    """What makes this table again, with DIR and FILE for paths, which are nobody else's."""
+    table = work.table
+    words = ["tq", "reproduce", table.name, *(["--quick"] if table.quick else [])]
+    words += ["--rows", *table.picked] if table.picked else []
+    words += ["--seeds", *map(str, work.seeds)] if work.seeds != list(table.seeds) else []
+    words += ["--dataset", work.dataset] if work.dataset != table.datasets[0] else []
+    words += ["--data", "DIR"] if work.dataset != "digits" else []
+    words += ["--init", "FILE"] if work.init else []
+    words += ["--device", work.device] if work.device else []
+    return shlex.join(words)
 
 
 def _warnings(work: Reproduction) -> list[str]:
@@ -158,6 +169,7 @@ def _row(
         "seeds_done": sum(r["state"] == "done" for r in mine),
         **_figures("last", list(last[row.label].values())),
         **_figures("best", [r["best"] for r in mine]),
+        "best_epochs": [r["best_epoch"] for r in mine if r["best_epoch"] is not None],
         **_figures("drop", drops),
         **{name: _mean([r[name] for r in mine]) for name in ("minutes", "bytes", "float_bytes")},
         "published": row.published,

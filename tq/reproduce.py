@@ -176,7 +176,7 @@ class Reproduction:
             argv = ["train", "--resume", standing.run.name]
         else:
             argv = self._argv(job, self._start(job))
-        name = f"{self.table.name}-{job.label}"
+        name = f"{self.table.name.removesuffix('.json')}-{job.label}"
         queue.add(self.root, argv, name=name, device=self._given["device"], twice=False)
 
     def _argv(self, job: Job, init: str | None) -> list[str]:

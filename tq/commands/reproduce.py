@@ -43,6 +43,7 @@ def reproduce(flags: Reproduce, argv: list[str]) -> int:
         device=flags.device,
         init=flags.init,
     )
+    files = _files(table, flags)
     interrupted = False
     if flags.only_report:
         standings = work.look()
@@ -50,7 +51,7 @@ def reproduce(flags: Reproduce, argv: list[str]) -> int:
         _check_data(work, flags)
         standings, interrupted = _run(work)
     result = report.build(work, standings)
-    files = _write(result, flags)
+    _write(result, files)
     print_result({**result, "files": [str(f) for f in files]}, flags, lambda r: _table(result, files))
     complete = result["runs_done"] == result["runs_wanted"]
     if interrupted:
@@ -175,22 +176,22 @@ class _Display:
         return ", ".join(facts)
 
 
-def _write(result: dict[str, Any], flags: Reproduce) -> list[Path]:
-    """The Markdown and the JSON."""
+def _files(table: recipe.Table, flags: Reproduce) -> list[Path]:
+    """The Markdown and the JSON beside it, before hours of work. Raises ValueError where one of them is the recipe."""
+    path = flags.out or flags.runs / "tables" / f"{table.name}-{table.version}.md"
+    files = [path, path.with_suffix(".json") if path.suffix != ".json" else path.with_name(path.name + ".json")]
+    if table.name.endswith(".json") and Path(flags.table).resolve() in [file.resolve() for file in files]:
+        raise ValueError(f"--out {flags.out} would write over the recipe {flags.table}; choose another name")
     if flags.out is None:
-        folder = flags.runs / "tables"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{result['table']}-{result['version']}.md"
-    else:
-        path = flags.out
-    beside = path.with_suffix(".json") if path.suffix != ".json" else path.with_name(path.name + ".json")
-    for file, text in (
-        (path, report.markdown(result)),
-        (beside, json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"),
-    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    return files
+
+
+def _write(result: dict[str, Any], files: Sequence[Path]) -> None:
+    as_json = json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    for file, text in zip(files, (report.markdown(result), as_json), strict=True):
         with atomic(file) as out:
             out.write(text.encode())
-    return [path, beside]
 
 
 def _table(result: dict[str, Any], files: Sequence[Path]) -> Any:
