@@ -14,12 +14,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 import tyro
+from PIL import ImageOps
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -28,8 +30,11 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import tq
 from tq._torchvision import import_torchvision
+from tq.cli import split_commas
+from tq.data import normalise
 from tq.distributed import World
 from tq.file_format import Info
+from tq.imagefolder import read_image
 from tq.machine import pick_device
 from tq.models import load_into, weights_from
 from tq.optim import INQSGD, INQScheduler, reset_lr_scheduler
@@ -61,7 +66,7 @@ class Flags:
     batch_size: int = 256
     """images per step, over all processes"""
     image_size: int = 224
-    """height and width in pixels; the images are first scaled to 8/7 of it"""
+    """height and width in pixels; images to validate are first resized to 8/7 of it"""
     workers: int = 8
     """processes that read images"""
     amp: bool = False
@@ -76,7 +81,7 @@ class Flags:
 
 def main(argv: list[str] | None = None) -> int:
     """Train, pack, measure the packed file; one sentence and 2 for bad input."""
-    flags = tyro.cli(Flags, args=argv)
+    flags = tyro.cli(Flags, args=split_commas(sys.argv[1:] if argv is None else argv))
     world = World()
     try:
         world = World.join(flags.device)
@@ -171,13 +176,15 @@ def loaders(flags: Flags, world: World) -> tuple[DataLoader[Any], DataLoader[Any
     """Training batches of this process and all validation batches. Raises ValueError for folders that do not fit."""
     vision = import_torchvision()
     transforms, size = vision.transforms, flags.image_size
-    finish = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    crop = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
-    middle = [transforms.Resize(size * 8 // 7), transforms.CenterCrop(size)]
+    finish = partial(normalise, mean=MEAN, std=STD)
+    crop = [ImageOps.exif_transpose, transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip()]
+    random = transforms.Compose([*crop, transforms.PILToTensor(), finish])
+    # as `tq eval` reads them, so that it measures the same
+    middle = partial(read_image, channels=3, size=size, resize=resize_of(size))
     sets = []
-    for name, steps in (("train", crop), ("val", middle)):
+    for name, given in (("train", {"transform": random}), ("val", {"loader": middle, "transform": finish})):
         try:
-            sets.append(vision.datasets.ImageFolder(str(flags.data / name), transforms.Compose([*steps, *finish])))
+            sets.append(vision.datasets.ImageFolder(str(flags.data / name), **given))
         except (FileNotFoundError, OSError) as error:
             raise ValueError(f"expected image folders {flags.data}/{name}/<class>/*, got: {error}") from None
     train, val = sets
@@ -199,12 +206,18 @@ def loaders(flags: Flags, world: World) -> tuple[DataLoader[Any], DataLoader[Any
     )
 
 
+def resize_of(size: int) -> int:
+    """The shorter side before the crop: 256 for 224, as torchvision's networks are measured."""
+    return size * 8 // 7
+
+
 def packed(flags: Flags, model: nn.Module, val: Any, device: torch.device, console: Console) -> dict[str, float]:
     """Save, read back, measure what was read."""
     simulated = top(model, val, device)
     classes = tuple(val.dataset.classes)
     args = {"num_classes": len(classes), "in_channels": 3, "image_size": flags.image_size}
-    data = {"name": "imagefolder", "size": flags.image_size, "channels": 3, "mean": list(MEAN), "std": list(STD)}
+    data = {"name": "imagefolder", "size": flags.image_size, "resize": resize_of(flags.image_size), "channels": 3}
+    data |= {"mean": list(MEAN), "std": list(STD)}
     size = tq.save(model, flags.out, Info({"name": "resnet18", "args": args}, data, classes))
     one, five = top(tq.load(flags.out, device=device), val, device)
     if (one, five) != simulated:

@@ -8,13 +8,20 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
+from tq import imagefolder
+from tq.attach import attach
+from tq.checkpoint import read_info, save
 from tq.cli import main
+from tq.file_format import Info
+from tq.models import build
+from tq.ptq.calibrate import calibrate
 
 QUIET = ["--show", "nothing"]
 DIGITS = ["--dataset", "digits", "--model", "cnn", "--image-size", "16", "--no-compile", *QUIET]
@@ -83,6 +90,78 @@ def test_predict_names_the_classes(root: Path, capsys: pytest.CaptureFixture[str
     assert sum(t["probability"] for t in top) <= 1.0001
     assert main(["predict", str(root / "w1a2.safetensors"), str(root / "x.png")]) == 0
     assert top[0]["class"] in capsys.readouterr().out
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A file whose images are resized to 20 pixels before the crop to 16, beside a folder of them."""
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("L", (30, 24), 100).save(tmp_path / place / "x.png")
+    args = {"num_classes": 2, "in_channels": 1, "image_size": 16}
+    images = {"name": "imagefolder", "size": 16, "resize": 20, "channels": 1, "mean": [0.5], "std": [0.5]}
+    info = Info({"name": "cnn", "args": args}, images, ("a", "b"))
+    save(build("cnn", **args), tmp_path / "float.safetensors", info)
+    model = attach(build("cnn", **args), "w8a8", first_last="8")
+    calibrate(model, [torch.randn(4, 1, 16, 16)])
+    save(model.eval(), tmp_path / "packed.safetensors", info)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("eval", "packed.safetensors", "--data", "."),
+        ("predict", "packed.safetensors", "test/a/x.png"),
+        ("verify", "packed.safetensors", "--data", "."),
+        ("bench", "packed.safetensors", "--data", "."),
+        ("export", "packed.safetensors", "--data", ".", "--pt2", "m.pt2"),
+        ("quantize", "float.safetensors", "--data", "."),
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_images_are_prepared_as_the_file_says(
+    argv: tuple[str, ...], pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(image: Image.Image, mode: str, size: int | None, resize: int | None) -> None:
+        raise RuntimeError(f"asked for {mode}, {size} of {resize}")
+
+    monkeypatch.chdir(pictures)
+    monkeypatch.setattr(imagefolder, "_square", told)
+    assert "x.png cannot be read: asked for L, 16 of 20" in sentence_of(capsys, *argv)
+
+
+def test_what_is_made_of_a_file_says_how_its_images_are_prepared(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(pictures)
+    argv = ("quantize", "float.safetensors", "--data", ".", "--scheme", "w8a8", "--batch-size", 2, "--calib", 2)
+    for more, expected in (((), 20), (("--image-size", 16), None)):
+        json_of(capsys, *argv, *more, "--out", "q.safetensors", "--json")
+        assert read_info("q.safetensors").data.get("resize") == expected
+    json_of(capsys, "export", "packed.safetensors", "--hub", "hub", "--json")
+    assert json.loads(Path("hub/config.json").read_text())["preprocess"]["resize"] == 20
+    assert "1 x 16 x 16, the centre after the shorter side is resized to 20" in Path("hub/README.md").read_text()
+
+
+def test_an_onnx_file_says_how_its_images_are_prepared(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    onnx, out = pytest.importorskip("onnx"), pictures / "m.onnx"
+    json_of(capsys, "export", pictures / "packed.safetensors", "--onnx", out, "--images", 0, "--json")
+    assert {p.key: p.value for p in onnx.load(str(out)).metadata_props}["resize"] == "20"
+
+
+@pytest.mark.parametrize("command", ["eval", "predict", "inspect", "verify", "bench", "export", "quantize"])
+def test_a_file_that_lies_about_its_images_is_one_sentence(
+    command: str, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = pictures / "lies.safetensors"
+    info = read_info(pictures / "float.safetensors")
+    save(build("cnn", **info.model["args"]), path, replace(info, data=info.data | {"resize": 10**9}))
+    more = {"predict": [pictures / "test/a/x.png"], "export": ["--hub", pictures / "hub"]}.get(command, [])
+    assert "to 8 times it, got 1000000000 for the size 16; the file is damaged" in sentence_of(
+        capsys, command, path, *more
+    )
+    assert not (pictures / "hub").exists()
 
 
 def test_inspect_accounts_for_every_byte(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

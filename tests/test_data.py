@@ -79,6 +79,29 @@ def test_load_digits_at_their_own_size() -> None:
     assert both.item() == pytest.approx(original.sum(), rel=1e-3)
 
 
+def test_load_digits_with_resize() -> None:
+    large, d = data.load("digits", root=None, image_size=20), data.load("digits", root=None, image_size=16, resize=20)
+    assert d.resize == 20 and large.resize is None
+    assert torch.equal(d.test.images, large.test.images[..., 2:18, 2:18])
+    small = data.load("digits", root=None, image_size=8, resize=8).test.images
+    assert torch.equal(small, data.load("digits", root=None, image_size=8).test.images)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "resize", "message"),
+    [
+        (0, None, "image_size must be at least 1, got 0"),
+        ("16", None, "image_size must be at least 1, got '16'"),
+        (10**7, None, "1,797 images of 10000000x10000000 need .* GiB"),
+        (16, 15, "to 8 times it, got 15 for the size 16"),
+        (None, 36, "got 36 for the size None"),
+    ],
+)
+def test_load_refuses_sizes(image_size: Any, resize: int | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        data.load("digits", root=None, image_size=image_size, resize=resize)
+
+
 def _idx(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes())

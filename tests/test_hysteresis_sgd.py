@@ -52,7 +52,7 @@ class Oracle:
                     self.p[i][j] = scale[i] * self.sign[i][j]
                 else:
                     self.waited += 1
-                    self.p[i][j] = u
+                    self.p[i][j] = scale[i] * u
                     self.sign[i][j] = new
 
 
@@ -157,7 +157,9 @@ def test_groups_can_be_added_later() -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize("settings", [{"mode": "twice"}, {"threshold": -0.1}])
+@pytest.mark.parametrize(
+    "settings", [{"mode": "twice"}, {"threshold": -0.1}, {"threshold": float("nan")}, {"lr": -1.0}, {"pull": -1.0}]
+)
 def test_bad_settings(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
         HysteresisSGD([start()], **settings)

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from tq import data, imagefolder
+from tq._torchvision import import_torchvision
 from tq.imagefolder import read_image
 
 RANDOM = np.random.default_rng(0)
@@ -97,6 +99,44 @@ def test_read_image_crops_the_centre(tmp_path: Path) -> None:
     assert np.array_equal(read_image(tmp_path / "wide.png", channels=3, size=None), array[:, 3:13].transpose(2, 0, 1))
     gray = read_image(tmp_path / "wide.png", channels=1, size=5)
     assert gray.shape == (1, 5, 5) and gray.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("resize", [16, 20, 22])
+def test_read_image_resizes_before_the_crop_as_torchvision_does(tmp_path: Path, resize: int) -> None:
+    picture = Image.fromarray(_bytes(40, 40, 3))
+    picture.save(tmp_path / "square.png")
+    transforms = import_torchvision().transforms
+    steps = [transforms.Resize(resize), transforms.CenterCrop(14), transforms.PILToTensor()]
+    got = read_image(tmp_path / "square.png", channels=3, size=14, resize=resize)
+    _same_but_for_a_rounding(got, transforms.Compose(steps)(picture))
+
+
+@pytest.mark.parametrize("shape", [(40, 61, 3), (61, 40, 3)])
+def test_read_image_with_resize_is_the_centre_of_the_larger_one(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    Image.fromarray(_bytes(*shape)).save(tmp_path / "x.png")
+    large = read_image(tmp_path / "x.png", channels=3, size=20, resize=20)
+    assert torch.equal(large, read_image(tmp_path / "x.png", channels=3, size=20))
+    got = read_image(tmp_path / "x.png", channels=3, size=14, resize=20)
+    _same_but_for_a_rounding(got, large[:, 3:17, 3:17])
+
+
+def _same_but_for_a_rounding(a: Tensor, b: Tensor) -> None:
+    assert a.shape == b.shape and (a.int() - b.int()).abs().max() <= 1
+
+
+def test_read_image_decodes_no_jpeg_below_its_resize(tmp_path: Path) -> None:
+    array = _bytes(64, 64)
+    Image.fromarray(array).save(tmp_path / "fine.jpg", quality=100)
+    whole = read_image(tmp_path / "fine.jpg", channels=1, size=64)
+    got = read_image(tmp_path / "fine.jpg", channels=1, size=8, resize=64)
+    assert torch.equal(got, whole[:, 28:36, 28:36])
+
+
+def test_load_imagefolder_with_resize(tmp_path: Path) -> None:
+    _folder(tmp_path, sizes=((24, 18), (18, 60)))
+    d = data.load("imagefolder", root=str(tmp_path), image_size=14, resize=16)
+    first = read_image(tmp_path / "test" / "cat" / "0.png", channels=3, size=14, resize=16)
+    assert d.resize == 16 and d.test.images.shape == (5, 3, 14, 14) and torch.equal(d.test.images[2], first)
 
 
 def test_read_image_modes(tmp_path: Path) -> None:

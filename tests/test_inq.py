@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, AdamW
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     ExponentialLR,
@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )  # fmt: skip
 
-from tq.optim import INQSGD, INQScheduler, reset_lr_scheduler
+from tq.optim import INQSGD, QSGD, INQScheduler, QtAdam, QtAdamW, reset_lr_scheduler
 from tq.quantizers import PowerOfTwo, magnitudes, nearest_power, top_exponent
 
 PORTIONS = [0.5, 0.75, 0.875, 1.0]
@@ -138,6 +138,35 @@ def test_groups_are_taken_as_they_are() -> None:
     groups = [{"params": weights[:1]}, {"params": weights[1:], "weight_bits": 3}, {"params": rest, "weight_bits": None}]
     inq = INQScheduler(INQSGD(groups, weight_bits=4), PORTIONS)
     assert inq.bits == [4, 3] and inq.params[0] is weights[0] and inq.params[1] is weights[1]
+
+
+def test_inq_leaves_alone_what_is_not_trained() -> None:
+    model = network()
+    fixed = next(p for p in model.parameters() if p.ndim > 1).requires_grad_(False)
+    before = fixed.clone()
+    inq = INQScheduler(INQSGD(model.parameters(), weight_bits=4), [1.0])
+    inq.step()
+    assert torch.equal(fixed, before) and all(p is not fixed for p in inq.params)
+
+
+def test_inq_sgd_takes_what_sgd_takes() -> None:
+    ours = INQSGD(network().parameters(), 0.1, 0.9, 0.0, 0.01, True, weight_bits=4)
+    group = ours.param_groups[0]
+    assert [group[name] for name in ("lr", "momentum", "dampening", "weight_decay", "nesterov")] == [
+        *(0.1, 0.9, 0.0, 0.01),
+        True,
+    ]
+    plain = torch.optim.SGD(network().parameters(), 0.1, 0.9, 0.0, 0.01, True)
+    assert {name: value for name, value in group.items() if name not in ("params", "weight_bits")} == {
+        name: value for name, value in plain.param_groups[0].items() if name != "params"
+    }
+
+
+@pytest.mark.parametrize("kind", [QSGD, QtAdam, QtAdamW])
+def test_inq_refuses_updates_that_depend_on_each_other(kind: type[Optimizer]) -> None:
+    groups = [{"params": list(network().parameters())[:1], "weight_bits": 4}]
+    with pytest.raises(ValueError, match=f"such as SGD or AdamW, got {kind.__name__}"):
+        INQScheduler(kind(groups), PORTIONS)  # type: ignore[call-arg]
 
 
 def test_the_random_choice_follows_its_seed() -> None:

@@ -31,18 +31,45 @@ def test_flips_count_changed_codes_once() -> None:
     model = network(override=("4=w4a2",))
     moves = Oscillation(model)
     assert moves.total == 5 * 27 + 7 * 45 + 28
-    assert float(moves.flips()) == 0  # type: ignore[arg-type]
+    moves.observe()
+    assert flips(moves) == 0
     with torch.no_grad():
         model[0].weight[0].neg_()  # 27 signs
         model[2].weight[0, 0].mul_(3.0)  # none
         model[4].weight.neg_()
     changed = int((moves.tracks["4"].codes != moves.tracks["4"]._now()).sum())
     assert 0 < changed <= 28
-    assert float(moves.flips()) == pytest.approx((27 + changed) / moves.total)  # type: ignore[arg-type]
-    assert float(moves.flips()) == 0  # type: ignore[arg-type]
-    layers = moves.layers()
-    assert layers["0"]["flips"] == pytest.approx(27 / 135) and moves.layers()["0"]["flips"] == 0
-    assert Oscillation(nn.Sequential(nn.Linear(2, 2))).flips() is None
+    moves.observe()
+    assert flips(moves) == pytest.approx((27 + changed) / moves.total)
+    assert flips(moves) == 0
+    assert moves.layers()["0"]["flips"] == pytest.approx(27 / 135 / 2), "the mean of two steps"
+    moves.observe()
+    assert moves.layers()["0"]["flips"] == 0
+    floats = Oscillation(nn.Sequential(nn.Linear(2, 2)))
+    floats.observe()
+    assert floats.flips() is None and floats.layers() == {}
+
+
+def test_flips_do_not_depend_on_how_often_they_are_asked_for() -> None:
+    model = network("w1a4")
+    often, seldom = Oscillation(model), Oscillation(model)
+    told = 0.0
+    for number in range(7):
+        with torch.no_grad():
+            model[0].weight[:1].neg_()  # forth and back: nothing has changed from two steps before
+        for moves in (often, seldom):
+            moves.observe()
+        told += flips(often)
+        if number == 3:
+            assert often.layers() == seldom.layers(), "told per layer without a loss of what is told of all"
+    assert flips(seldom) == pytest.approx(told) == pytest.approx(7 * 27 / often.total)
+    assert often.layers()["0"]["flips"] == pytest.approx(27 / 135)
+
+
+def flips(moves: Oscillation) -> float:
+    told = moves.flips()
+    assert told is not None
+    return float(told)
 
 
 def test_a_weight_that_turns_back_and_forth_is_frozen_where_it_mostly_is() -> None:
@@ -60,7 +87,7 @@ def test_a_weight_that_turns_back_and_forth_is_frozen_where_it_mostly_is() -> No
         for number, value in enumerate(wave):
             layer.weight[0, 0, 0, 0] = value * step
             layer.weight[0, 0, 0, 1] += 0.05 * step
-            moves.hold()
+            moves.observe()
             code = round(value)
             change = (code > last) - (code < last)
             often = (1 - MOMENTUM) * often + MOMENTUM * (change * turned_last < 0)
@@ -83,7 +110,7 @@ def test_freezing_one_bit_weights_holds_their_sign() -> None:
     with torch.no_grad():
         for number in range(9):
             layer.weight[0, 0, 0, 0] = 0.01 if number % 2 else -0.01
-            moves.hold()
+            moves.observe()
     assert bool(moves.tracks["0"].frozen[0, 0, 0, 0])
     assert float(layer.weight[0, 0, 0, 0].abs()) == pytest.approx(float(layer.weight_codes()[1][0].detach()), rel=0.05)
 
@@ -102,7 +129,7 @@ def test_freezing_holds_the_latent_weights_of_hysteresis() -> None:
         assert layer.weight.grad is not None
         layer.weight.grad[0, 0, 0, 0] = gradient
         optimizer.step()
-        moves.hold()
+        moves.observe()
         return float(layer.weight[0, 0, 0, 0])
 
     with torch.no_grad():
@@ -134,15 +161,18 @@ def test_oscillation_resumes() -> None:
         for part in parts:
             with torch.no_grad():
                 network[0].weight += part
-            meter.hold()
+            meter.observe()
 
     shake(model, moves, noise[:6])
+    flips(moves)
     other = copy.deepcopy(model)
     again = Oscillation(other, threshold=0.02)
     again.load_state_dict(copy.deepcopy(moves.state_dict()))
     shake(model, moves, noise[6:])
     shake(other, again, noise[6:])
     assert torch.equal(model[0].weight, other[0].weight)
+    assert flips(moves) == flips(again) > 0
+    assert moves.layers() == again.layers()
     assert bool(moves.tracks["0"].frozen.any()), "the test shakes too little"
 
 
@@ -189,5 +219,8 @@ def test_default_learning_rates() -> None:
         [0.05, 0.02, 0.01, 0.005, 0.01]
     )
     assert rate("w8a8") == rate("float") == 0.05
-    assert rate("w2a2", float_epochs=1, optimizer="adamw") == pytest.approx(0.0004)
+    assert [rate(s, init="f", optimizer="adamw") for s in ("w1a2", "w2a2", "w4a8", "w8a8", "inq3")] == pytest.approx(
+        [0.001, 0.001, 0.0002, 0.0001, 0.0002]
+    )
+    assert rate("w2a2", optimizer="qtadam") == 0.001
     assert rate("w2a2", lr=0.3, init="f") == 0.3

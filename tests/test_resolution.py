@@ -109,6 +109,7 @@ def test_on_demand() -> None:
         {"rule": "sometimes"},
         {"start": -1},
         {"start": 33},
+        {"start": 1.5},
         {"kappa": -1.0},
         {"tau0": math.nan},
         {"rule": "scheduled"},

@@ -117,6 +117,12 @@ def test_bad_values(kind: type, key: str, value: Any, hint: str) -> None:
     [
         ({"optimizer": "hysteresis-sgd", "scheme": "w2a2"}, "1-bit"),
         ({"optimizer": "hysteresis-sgd", "weight_quantizer": "lsq"}, "scaled-sign"),
+        ({"hysteresis": 0.5}, "hysteresis is of optimizer hysteresis-sgd, but the optimizer is sgd"),
+        ({"optimizer": "adamw", "hysteresis_mode": "one-step"}, "hysteresis_mode is of optimizer hysteresis-sgd"),
+        ({"hysteresis_relative": True}, "hysteresis_relative is of optimizer"),
+        ({"momentum": 1.0}, "momentum must be below 1, got 1.0"),
+        ({"pact_start": "published"}, "pact_start is of act_quantizer pact, but it is lsq"),
+        ({"scheme": "inq5", "optimizer": "qtadamw"}, "method inq needs an optimizer that moves each weight by itself"),
         ({"weight_quantizer": "scaled-sign", "scheme": "w4a4"}, "use lsq"),
         ({"optimizer": "qsgd", "resolution": "scheduled", "qp": 4}, "of resolution on-demand, log-t"),
         ({"optimizer": "qtadamw", "resolution": "log-t", "shared_resolution": False}, "of resolution on-demand, but"),
@@ -232,9 +238,12 @@ def test_every_choice_has_a_known_default() -> None:
         for field in kind.__dataclass_fields__.values():
             if words := choices(field):
                 # some settings are of some methods only
-                others = {"resolution": {"optimizer": "qsgd"}, "portion_strategy": {"scheme": "inq5"}}.get(
-                    field.name, {}
-                )
+                others = {
+                    "resolution": {"optimizer": "qsgd"},
+                    "portion_strategy": {"scheme": "inq5"},
+                    "hysteresis_mode": {"optimizer": "hysteresis-sgd"},
+                    "pact_start": {"act_quantizer": "pact"},
+                }.get(field.name, {})
                 assert field.default in words and all(
                     kind(**others | {field.name: word}) for word in words if word != "hysteresis-sgd"
                 )

@@ -96,6 +96,25 @@ def test_a_stop_in_the_middle_of_an_epoch_changes_nothing(tmp_path: Path, change
     assert (path / "model.safetensors").read_bytes() == (broken / "model.safetensors").read_bytes()
     assert again["packed_accuracy"] == whole["packed_accuracy"]
     assert again["float_accuracy"] == whole["float_accuracy"]
+    assert layers(broken) == layers(path), "what is told of flips goes on too"
+
+
+def layers(path: Path) -> dict[str, dict[str, float]]:
+    """What the log says last of each layer."""
+    told: dict[str, dict[str, float]] = [e for e in events.tail(path / "events.jsonl")[0] if e["k"] == "layers"][-1][
+        "layers"
+    ]
+    return told
+
+
+@pytest.mark.parametrize(("start", "alpha"), [("published", 3.0), ("calibrated", None)])
+def test_where_pact_starts(tmp_path: Path, start: str, alpha: float | None) -> None:
+    config = TrainConfig(**SMALL | {"act_quantizer": "pact", "pact_start": start, "epochs": 1, "lr": 1e-12})
+    _, path = trained(tmp_path, config)
+    state = read_checkpoint(path / "checkpoint.pt")["model"]
+    alphas = [float(value) for name, value in state.items() if name.endswith("alpha")]
+    assert alphas
+    assert all((value == pytest.approx(3.0, abs=1e-6)) == (alpha is not None) for value in alphas)
 
 
 def test_the_summary_and_the_log(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""Swap the layers of a float network for their quantized training form, by name; `tq.sites` says which there are."""
+"""Swap the layers of a float network for their quantized training form, by name; `tq.sites` says which there are.
+
+Every layer has an input quantizer of its own, so that it is complete without its neighbours. (Quantized_ResNet has one
+for both layers that read a block's input; with learned ranges, those are two here.)
+"""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def _images(info: Info, config: BenchConfig, path: str | Path) -> tuple[Tensor, 
     if not name:
         raise ValueError(f"{path} does not name its data set; pass --dataset NAME (and --data DIR)")
     try:
-        found = data.load(name, root=config.data, image_size=info.data.get("size"))
+        found = data.load(name, root=config.data, image_size=info.data.get("size"), resize=info.data.get("resize"))
     except ValueError as error:
         raise ValueError(f"benchmarks run on real images, but {error}; or pass another --dataset") from None
     channels = info.data.get("channels") or found.test.images.shape[1]

@@ -60,8 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse(argv: list[str]) -> Output:
     """The chosen command with its flags; help and syntax errors end the program (codes 0 and 2). Raises ValueError."""
-    # lists of numbers may be written with commas: --portions 0.5,0.75,1
-    argv = [part for before, word in pairwise(["", *argv]) for part in ([word] if before == "--only" else _parts(word))]
+    argv = split_commas(argv)
     if argv[:2] == ["bench", "kernels"]:
         return tyro.cli(Kernels, prog="tq bench kernels", args=argv[2:])
     if argv[:1] == ["tui"]:
@@ -81,6 +80,11 @@ def parse(argv: list[str]) -> Output:
         args=argv,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
+
+
+def split_commas(argv: list[str]) -> list[str]:
+    """Lists of numbers may be written with commas: --portions 0.5,0.75,1 becomes --portions 0.5 0.75 1."""
+    return [part for before, word in pairwise(["", *argv]) for part in ([word] if before == "--only" else _parts(word))]
 
 
 def _parts(word: str) -> list[str]:

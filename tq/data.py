@@ -44,7 +44,10 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Two splits with the names of their classes; mean and std are per channel, of values in 0..1."""
+    """Two splits with the names of their classes; mean and std are per channel, of values in 0..1.
+
+    resize is the shorter side in pixels that images were given before the crop of their centre, None for no crop.
+    """
 
     name: str
     train: Split
@@ -52,26 +55,32 @@ class DataSet:
     classes: tuple[str, ...]
     mean: Normal
     std: Normal
+    resize: int | None = None
 
 
-def load(name: str, *, root: str | None, download: bool = False, image_size: int | None = None) -> DataSet:
+def load(
+    name: str, *, root: str | None, download: bool = False, image_size: int | None = None, resize: int | None = None
+) -> DataSet:
     """The data set `name` (digits, mnist, cifar10, cifar100, imagefolder) with square images of `image_size` pixels.
 
-    Raises ValueError with one sentence when the files are missing, damaged or do not fit into memory.
+    With `resize` they are the centres of images whose shorter side has that many pixels. Raises ValueError with one
+    sentence when the files are missing, damaged or do not fit into memory.
     """
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}")
+    # a file's header may hold anything
+    if image_size is not None and (type(image_size) is not int or image_size < 1):
+        raise ValueError(f"image_size must be at least 1, got {image_size!r}")
+    imagefolder.check_resize(image_size, resize)
     if name == "digits":
-        return _digits(image_size or 32)
+        return _digits(image_size or 32, resize)
     if name not in ("imagefolder", *STATISTICS):
         raise ValueError(f"unknown data set {name!r}: expected digits, mnist, cifar10, cifar100 or imagefolder")
     if root is None:
         hint = ", and --download to fetch it" if name in STATISTICS else ""
         raise ValueError(f"data set {name} needs its directory: pass --data DIR{hint}")
     folder = Path(root).expanduser()
-    return (
-        _imagefolder(folder, image_size) if name == "imagefolder" else _torchvision(name, folder, download, image_size)
-    )
+    if name == "imagefolder":
+        return _imagefolder(folder, image_size, resize)
+    return _torchvision(name, folder, download, image_size, resize)
 
 
 class Batches:
@@ -169,14 +178,14 @@ def _affine(mean: Normal, std: Normal, device: torch.device) -> tuple[Tensor, Te
     return scale[:, None, None], shift[:, None, None]
 
 
-def _digits(image_size: int) -> DataSet:
+def _digits(image_size: int, resize: int | None) -> DataSet:
     """scikit-learn's 1,797 8x8 digits (Alpaydin and Kaynak, UCI 1998), enlarged; a fifth of every class is for test."""
     try:
         bunch = importlib.import_module("sklearn.datasets").load_digits()
     except ImportError:
         raise ValueError("data set digits comes with scikit-learn: pip install scikit-learn") from None
     small = torch.from_numpy(bunch.images).float()[:, None] * (255 / 16)
-    images = _resized(small, image_size)
+    images = _resized(small, image_size, resize)
     labels = torch.from_numpy(bunch.target).long()
     # Fixed for good and not by the run's seed: accuracies of different runs must be on the same images. RandomState
     # is NumPy's frozen generator, whose stream never changes.
@@ -185,10 +194,10 @@ def _digits(image_size: int) -> DataSet:
     picked = torch.cat([members[: round(len(members) / 5)] for members in of_class])
     is_test = torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, picked, True)
     train, test = (Split(images[part], labels[part]) for part in (~is_test, is_test))
-    return DataSet("digits", train, test, tuple("0123456789"), *_statistics(train.images))
+    return DataSet("digits", train, test, tuple("0123456789"), *_statistics(train.images), resize)
 
 
-def _torchvision(name: str, root: Path, download: bool, image_size: int | None) -> DataSet:
+def _torchvision(name: str, root: Path, download: bool, image_size: int | None, resize: int | None) -> DataSet:
     kind = getattr(import_torchvision().datasets, name.upper())
     where = root / kind.base_folder if name != "mnist" else root / "MNIST" / "raw"
     try:
@@ -204,23 +213,29 @@ def _torchvision(name: str, root: Path, download: bool, image_size: int | None) 
     for part in parts:
         images = torch.as_tensor(part.data)
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
-        images = _resized(images, image_size) if image_size else images
+        images = _resized(images, image_size, resize) if image_size else images
         splits.append(Split(images.contiguous(), torch.as_tensor(part.targets, dtype=torch.int64)))
     classes = tuple("0123456789") if name == "mnist" else tuple(parts[0].classes)
-    return DataSet(name, splits[0], splits[1], classes, *STATISTICS[name])
+    return DataSet(name, splits[0], splits[1], classes, *STATISTICS[name], resize)
 
 
-def _imagefolder(root: Path, image_size: int | None) -> DataSet:
-    train, test, classes = imagefolder.load(root, image_size)
-    return DataSet("imagefolder", Split(*train), Split(*test), classes, *_statistics(train[0]))
+def _imagefolder(root: Path, image_size: int | None, resize: int | None) -> DataSet:
+    train, test, classes = imagefolder.load(root, image_size, resize)
+    return DataSet("imagefolder", Split(*train), Split(*test), classes, *_statistics(train[0]), resize)
 
 
-def _resized(images: Tensor, size: int) -> Tensor:
-    """uint8 or float [N,C,H,W] -> uint8 [N,C,size,size], bilinear, a thousand at a time."""
-    if images.shape[-2:] == (size, size) and images.dtype == torch.uint8:
+def _resized(images: Tensor, size: int, resize: int | None) -> Tensor:
+    """uint8 or float [N,C,H,W] -> uint8 [N,C,size,size], bilinear, a thousand at a time; of `resize` the centre."""
+    side = resize or size
+    if images.shape[-2:] == (size, size) == (side, side) and images.dtype == torch.uint8:
         return images
-    resize = partial(F.interpolate, size=(size, size), mode="bilinear", antialias=True)
-    return torch.cat([resize(part.float()).round_().clamp_(0, 255).to(torch.uint8) for part in images.split(1024)])
+    (count, channels), chunk = images.shape[:2], 1024
+    need = channels * (count * size**2 + 4 * min(count, chunk) * side**2)
+    imagefolder.check_memory(need, f"{count:,} images of {side}x{side}")
+    scale = partial(F.interpolate, size=(side, side), mode="bilinear", antialias=True)
+    edge = (side - size) // 2
+    parts = (scale(part.float())[..., edge : edge + size, edge : edge + size] for part in images.split(chunk))
+    return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts])
 
 
 def _statistics(images: Tensor) -> tuple[Normal, Normal]:

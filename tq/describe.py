@@ -19,4 +19,6 @@ def describe(model: str, data: DataSet, mean: Sequence[float], std: Sequence[flo
     """What a file says about itself: builder, how its images are prepared, class names, figures."""
     args = model_args(data)
     images = {"name": data.name, "size": args["image_size"], "channels": args["in_channels"]}
+    if data.resize:
+        images["resize"] = data.resize
     return Info({"name": model, "args": args}, {**images, "mean": list(mean), "std": list(std)}, data.classes, metrics)

@@ -11,13 +11,14 @@
                 portion                                          of the weights quantized for good (INQ), 0 to 1
     eval        step, epoch, split, loss, acc                    acc in percent
     layers      step, epoch, layers {name: {bits, act_bits, bytes, scale, sqnr_db, flips, oscillating, frozen}}
-                                                                 of each quantized layer; shares 0 to 1
+                                                                 of each quantized layer; shares 0 to 1, flips per step
     size        float_bytes, packed_bytes, layers {name: bits}
     sys         cpu, rss, ...                                    cpu in percent, rss in bytes
     checkpoint  step, path, best
     alert       level (info, warning or error), title, text
     end         status (ok, error or stopped), error, traceback, summary {name: value}
 
+`flip_rate` and `flips` are the share of the codes that change in a step, a mean since the last such event.
 `epochs` and `steps_per_epoch` cover the whole run; `step` and `epoch` count from 1 and are those just finished or
 under way. Readers ignore unknown kinds and fields. JSON has no NaN, so "nan", "inf" and "-inf" stand for them.
 Each event is one os.write to a descriptor opened with O_APPEND: lines of two threads never mix, and a killed

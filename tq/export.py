@@ -123,6 +123,7 @@ def _metadata(source: Path, info: Info, notes: list[str]) -> dict[str, str]:
         "input": "x: float32 [batch, channels, size, size], RGB or grey, (pixel / 255 - mean) / std",
         "channels": str(data["channels"]),
         "size": str(data["size"]),
+        "resize": str(data.get("resize") or data["size"]),
         "mean": json.dumps(data.get("mean")),
         "std": json.dumps(data.get("std")),
         "classes": json.dumps(list(info.classes), ensure_ascii=False),

@@ -15,8 +15,8 @@ for powers of two, whose codes triton_kernels/codebook.py describes. A layer wit
 per output channel, one after the other, for groups of G consecutive weights of its row.
 
 `__metadata__` (strings): format, model (builder and arguments), quantization_config (compressed-tensors' field names),
-data (name, size, mean, std), classes, metrics (of this very file), sha256 of the whole file with these 64 digits as
-zeros. A file's size is predicted from the network alone and compared with the bytes written.
+data (name, size, resize, mean, std), classes, metrics (of this very file), sha256 of the whole file with these 64
+digits as zeros. A file's size is predicted from the network alone and compared with the bytes written.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from tq.imagefolder import check_resize
 from tq.packed import Format
 from tq.quantizers import act_range
 from tq.scheme import Scheme
@@ -58,7 +59,7 @@ class Info:
     model: dict[str, Any] | None = None
     """{"name": a builder of tq.models, "args": {...}}; None for a network that only its owner can build"""
     data: dict[str, Any] = field(default_factory=dict)
-    """{"name", "size", "channels", "mean", "std"}"""
+    """{"name", "size", "channels", "mean", "std"}; "resize", the shorter side before the crop to "size", if another"""
     classes: tuple[str, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -238,7 +239,12 @@ def info_of(metadata: Mapping[str, str], path: str | Path) -> Info:
             raise ValueError(
                 f"{path}: {key} in the header must be a JSON {kind.__name__}, got {parsed[key]!r}; the file is damaged"
             )
-    return Info(parsed["model"], parsed["data"] or {}, tuple(parsed["classes"] or ()), parsed["metrics"] or {})
+    data = parsed["data"] or {}
+    try:
+        check_resize(data.get("size"), data.get("resize"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; the file is damaged") from None
+    return Info(parsed["model"], data, tuple(parsed["classes"] or ()), parsed["metrics"] or {})
 
 
 def first_line(error: Exception) -> str:

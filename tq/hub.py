@@ -126,7 +126,8 @@ def _images(info: Info) -> str:
     if not {"size", "channels"} <= data.keys():
         return "not in the file"
     normal = f", mean {_numbers(data['mean'])}, std {_numbers(data['std'])}" if {"mean", "std"} <= data.keys() else ""
-    return f"{data['channels']} x {data['size']} x {data['size']}{normal}"
+    crop = f", the centre after the shorter side is resized to {data['resize']}" if data.get("resize") else ""
+    return f"{data['channels']} x {data['size']} x {data['size']}{crop}{normal}"
 
 
 def _numbers(values: list[float]) -> str:

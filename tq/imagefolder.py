@@ -2,7 +2,8 @@
 
 `load` decodes ROOT/train/<class>/* and ROOT/test (or val) once, on all cores, into memory, after it has checked that
 both have the same classes and that the pixels will fit. `read_image` gives one picture just as `load` would give it,
-so a prediction sees what training saw. A bad folder or file is a ValueError of one sentence.
+so a prediction sees what training saw. A picture is resized (bilinear, antialiased) until its shorter side has `resize`
+pixels, by default as many as are kept, and cropped at its centre. A bad folder or file is a ValueError of one sentence.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,32 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# How much larger than its crop a picture may be resized; networks in use have 8/7.
+MOST_RESIZED = 8
 Pair = tuple[Tensor, Tensor]
 """images uint8 [N,C,H,W] and labels int64 [N]"""
 
 
-def load(root: Path, image_size: int | None) -> tuple[Pair, Pair, tuple[str, ...]]:
+def check_resize(size: Any, resize: Any) -> None:
+    """Raises ValueError: `resize` is not None and cannot be the shorter side before a centre crop to `size`."""
+    whole = type(size) is int and type(resize) is int
+    if resize is not None and not (whole and 1 <= size <= resize <= MOST_RESIZED * size):
+        raise ValueError(
+            "expected resize, the shorter side before the centre crop, to be a whole number from the image size to "
+            f"{MOST_RESIZED} times it, got {resize!r} for the size {size!r}"
+        )
+
+
+def check_memory(need_bytes: int, what: str) -> None:
+    """Raises ValueError: that much memory is not free for `what`."""
+    free = _available_bytes()
+    if free is not None and need_bytes > 0.9 * free:
+        raise ValueError(
+            f"{what} need {need_bytes / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free; lower --image-size"
+        )
+
+
+def load(root: Path, image_size: int | None, resize: int | None = None) -> tuple[Pair, Pair, tuple[str, ...]]:
     """ROOT/train/<class>/* and ROOT/test or ROOT/val, decoded once: the two splits and the names of the classes.
 
     Images have one channel if a sample is all gray, else three (RGB). image_size None takes the shorter side of the
@@ -47,34 +70,33 @@ def load(root: Path, image_size: int | None) -> tuple[Pair, Pair, tuple[str, ...
     mode = "L" if all(gray for gray, _ in sample) else "RGB"
     size = image_size or sample[0][1]
     count = len(paths) + sum(map(len, test.values()))
-    need, free = count * (1 if mode == "L" else 3) * size * size, _available_bytes()
-    if free is not None and need > 0.9 * free:
-        raise ValueError(
-            f"{count:,} images of {size}x{size} need {need / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free;"
-            " lower --image-size"
-        )
+    need = count * (1 if mode == "L" else 3) * size * size
+    check_memory(need, f"{count:,} images of {size}x{size}")
     with _progress(count) as progress:
         task = progress.add_task(f"decoding {count:,} images ({need / 2**20:,.0f} MiB)", total=count)
-        splits = [_decode_all(folder, mode, size, lambda n: progress.advance(task, n)) for folder in (train, test)]
+        advance = partial(progress.advance, task)
+        splits = [_decode_all(folder, mode, size, resize, advance) for folder in (train, test)]
     return splits[0], splits[1], tuple(train)
 
 
-def read_image(path: str | Path, *, channels: int, size: int | None) -> Tensor:
+def read_image(path: str | Path, *, channels: int, size: int | None, resize: int | None = None) -> Tensor:
     """One image file as uint8 [C,size,size]: shorter side resized, centre cropped; size None keeps the shorter side.
 
-    channels is 1 (gray) or 3 (RGB). Raises ValueError naming a file that is missing or cannot be decoded.
+    channels is 1 (gray) or 3 (RGB), resize is `size` by default. Raises ValueError naming a file that is missing or
+    cannot be decoded.
     """
     if channels not in (1, 3):
         raise ValueError(f"images are read with 1 or 3 channels, got {channels}")
-    return torch.from_numpy(_decode(path, "L" if channels == 1 else "RGB", size))
+    check_resize(size, resize)
+    return torch.from_numpy(_decode(path, "L" if channels == 1 else "RGB", size, resize))
 
 
-def _decode(path: str | Path, mode: str, size: int | None) -> np.ndarray:
+def _decode(path: str | Path, mode: str, size: int | None, resize: int | None) -> np.ndarray:
     """uint8 [C,size,size]"""
     # Pillow's decoders raise many types for damaged files; all mean the same to the user.
     try:
         with Image.open(path) as image:
-            return _square(image, mode, size)
+            return _square(image, mode, size, resize)
     except FileNotFoundError:
         raise ValueError(f"image {path} does not exist") from None
     except Exception as error:
@@ -82,9 +104,10 @@ def _decode(path: str | Path, mode: str, size: int | None) -> np.ndarray:
         raise ValueError(f"image {path} cannot be read: {reason}") from error
 
 
-def _square(image: Image.Image, mode: str, size: int | None) -> np.ndarray:
+def _square(image: Image.Image, mode: str, size: int | None, resize: int | None) -> np.ndarray:
     size = size or min(image.size)
-    shrink = size / min(image.size)
+    resize = resize or size
+    shrink = resize / min(image.size)
     # A JPEG decodes directly at 1/2, 1/4 or 1/8, never below what is asked for: several times faster. Its true extent
     # is then a fraction of a pixel less than its size.
     wanted = (math.ceil(image.width * shrink), math.ceil(image.height * shrink))
@@ -100,7 +123,8 @@ def _square(image: Image.Image, mode: str, size: int | None) -> np.ndarray:
         picture = picture.convert("I").point(lambda v: v * (1 / 256))
     if picture.mode != mode:
         picture = picture.convert(mode)
-    side = min(width, height)
+    # Resizing only what the crop will keep gives the same pixels, to a rounding: the filter sees those around the box.
+    side = min(width, height) * (size / resize)
     left, top = (width - side) / 2, (height - side) / 2
     if side != size:
         picture = picture.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
@@ -134,7 +158,9 @@ def _probe(path: str) -> tuple[bool, int]:
         raise ValueError(f"image {path} cannot be read: {error}") from error
 
 
-def _decode_all(folder: dict[str, list[str]], mode: str, size: int, advance: Callable[[int], None]) -> Pair:
+def _decode_all(
+    folder: dict[str, list[str]], mode: str, size: int, resize: int | None, advance: Callable[[int], None]
+) -> Pair:
     paths = [path for files in folder.values() for path in files]
     labels = torch.tensor([label for label, files in enumerate(folder.values()) for _ in files])
     images = np.empty((len(paths), 1 if mode == "L" else 3, size, size), dtype=np.uint8)
@@ -142,7 +168,7 @@ def _decode_all(folder: dict[str, list[str]], mode: str, size: int, advance: Cal
     def work(begin: int) -> None:
         chunk = paths[begin : begin + 64]
         for i, path in enumerate(chunk, begin):
-            images[i] = _decode(path, mode, size)
+            images[i] = _decode(path, mode, size, resize)
         advance(len(chunk))
 
     with ThreadPoolExecutor(

@@ -16,7 +16,7 @@ from tq.quantizers import per_weight
 @torch.no_grad()
 def layer_report(model: nn.Module, moves: Oscillation) -> dict[str, dict[str, float]]:
     """By layer: bits, act_bits, bytes of its codes; of integer weights their mean scale, their signal-to-noise ratio in
-    dB, and the shares of codes that changed since the last report, oscillate, or are frozen."""
+    dB, and the shares of codes that changed in a step (mean since the last report), oscillate, or are frozen."""
     changed = moves.layers()
     found: dict[str, dict[str, float]] = {}
     for name, layer in quant_layers(model).items():

@@ -1,7 +1,7 @@
 """Which weights change their code, which of them turn back and forth, and holding those that do.
 
 Nagel, Fournarakis, Bondarenko and Blankevoort, "Overcoming Oscillations in Quantization-Aware Training" (2022,
-arXiv 2203.11086), section 3.2 and algorithm 1. With c the integer code of a weight, at each observation
+arXiv 2203.11086), section 3.2 and algorithm 1. With c the integer code of a weight, after each step of the optimizer
 
     turned = c changed, in the other direction than at its last change        f = (1 - m) f + m * turned
     mean   = (1 - m) mean + m * c                                             m = 0.01
@@ -25,14 +25,13 @@ from tq.quantizers import PowerOfTwo, per_weight
 MOMENTUM = 0.01
 # "oscillating" in a report: the paper counts weights above this
 OSCILLATES = 0.005
-_STATE = ("codes", "direction", "often", "mean", "frozen", "held")
+_STATE = ("codes", "direction", "often", "changed", "mean", "frozen", "held")
 
 
 class Oscillation:
-    """Observes the codes of every layer with integer weights.
+    """Observes the codes of every layer with integer weights: call `observe()` after each step of the optimizer.
 
-    Call `hold()` after each step of the optimizer where `threshold` is above 0: it freezes weights whose f passes it.
-    Otherwise `flips()`, when a report is due, is the only observation, and f is then per report.
+    With a `threshold` above 0, `observe()` also freezes the weights whose f passes it.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | None = None, *, threshold: float = 0.0) -> None:
@@ -45,42 +44,57 @@ class Oscillation:
             if layer.weight_quantizer is not None and not isinstance(layer.weight_quantizer, PowerOfTwo)
         }
         self.total = sum(track.codes.numel() for track in self.tracks.values())
+        self.steps = 0
+        """since the last `layers()`"""
+        self._told: Tensor | int = 0
 
     @torch.no_grad()
-    def hold(self) -> None:
-        """Observe, freeze what oscillates, put frozen weights back."""
+    def observe(self) -> None:
+        """Count what has changed, freeze what oscillates, put frozen weights back."""
+        self.steps += 1
         for track in self.tracks.values():
             track.observe()
-            track.freeze(self.threshold)
+            if self.threshold:
+                track.freeze(self.threshold)
 
     @torch.no_grad()
     def flips(self) -> Tensor | None:
-        """Share of all codes that differ from the last call, 0-dim float32 on the device; None without codes."""
+        """Changes of codes since the last call, as a share of all codes: 0-dim, on the device; None without codes."""
         if not self.tracks:
             return None
-        if not self.threshold:
-            for track in self.tracks.values():
-                track.observe()
-        return torch.stack([track.flipped() for track in self.tracks.values()]).sum() / self.total
+        changed = self._changed()
+        share = (changed - self._told) / self.total
+        self._told = changed
+        return share
 
     @torch.no_grad()
     def layers(self) -> dict[str, dict[str, float]]:
-        """Per layer: shares of codes changed since the last call, oscillating, frozen. Waits for the device."""
-        if not self.threshold:
-            for track in self.tracks.values():
-                track.observe()
-        return {name: track.account() for name, track in self.tracks.items()}
+        """Per layer the shares of its codes that changed in a step (mean since the last call), that oscillate, that are
+        frozen. Waits for the device."""
+        if not self.tracks:
+            return {}
+        # flips() goes on from what it has told
+        self._told = self._told - self._changed()
+        found = {name: track.account(max(1, self.steps)) for name, track in self.tracks.items()}
+        self.steps = 0
+        return found
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """What a resumed run with a threshold needs."""
-        return {name: {key: getattr(track, key) for key in _STATE} for name, track in self.tracks.items()}
+    def _changed(self) -> Tensor:
+        return torch.stack([track.changed for track in self.tracks.values()]).sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        tracks = {name: {key: getattr(track, key) for key in _STATE} for name, track in self.tracks.items()}
+        return {"steps": self.steps, "tracks": tracks}
 
     @torch.no_grad()
-    def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over `state_dict()`."""
-        for name, saved in state.items():
+        for name, saved in state["tracks"].items():
             for key, value in saved.items():
                 getattr(self.tracks[name], key).copy_(value)
+        self.steps = state["steps"]
+        self._told = self._changed() if self.tracks else 0
 
 
 class _Track:
@@ -95,7 +109,7 @@ class _Track:
         self.often = torch.zeros_like(self.codes, dtype=torch.float32)
         kept = self.codes if freezes else self.codes.new_zeros(0)
         self.mean, self.frozen, self.held = kept.float(), torch.zeros_like(kept, dtype=torch.bool), kept.clone()
-        self.reported, self.accounted = self.codes.clone(), self.codes.clone()
+        self.changed = torch.zeros((), dtype=torch.int64, device=self.codes.device)
 
     def _now(self) -> Tensor:
         if self.one_bit:
@@ -110,6 +124,7 @@ class _Track:
         self.often.lerp_(turned.float(), MOMENTUM)
         self.direction.copy_(torch.where(change != 0, change, self.direction))
         self.codes.copy_(codes)
+        self.changed += change.count_nonzero()
 
     def freeze(self, threshold: float) -> None:
         self.mean.lerp_(self.codes.float(), MOMENTUM)
@@ -129,14 +144,9 @@ class _Track:
         for tensor in (latent, self.layer.weight, old_sign):
             tensor.copy_(torch.where(self.frozen, self.held * tensor.abs(), tensor))
 
-    def flipped(self) -> Tensor:
-        count = (self.codes != self.reported).sum()
-        self.reported.copy_(self.codes)
-        return count
-
-    def account(self) -> dict[str, float]:
-        shares = [(self.codes != self.accounted).float().mean(), (self.often > OSCILLATES).float().mean()]
-        self.accounted.copy_(self.codes)
+    def account(self, steps: int) -> dict[str, float]:
+        shares = [self.changed / (self.codes.numel() * steps), (self.often > OSCILLATES).float().mean()]
+        self.changed.zero_()
         names = ["flips", "oscillating"]
         if self.frozen.numel():
             shares.append(self.frozen.float().mean())

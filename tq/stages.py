@@ -38,15 +38,16 @@ def plan(config: TrainConfig) -> list[Stage]:
     return stages + [Stage("train", scheme, each + (i < more), portion) for i, portion in enumerate(portions)]
 
 
-# a fraction of the rate that trains from nothing, by the fewest bits of a layer (LOG.md)
-_FINE_TUNING = {1: 1.0, 2: 0.4, 4: 0.2, 8: 0.1, 16: 1.0}
+# by the fewest bits of a layer, where trained weights are the start (LOG.md); 16: the rate that trains from nothing
+_SGD = {1: 0.05, 2: 0.02, 4: 0.01, 8: 0.005, 16: 0.05}
+_ADAM = {1: 1e-3, 2: 1e-3, 4: 2e-4, 8: 1e-4, 16: 1e-3}
 
 
 def peak_rate(config: TrainConfig, scheme: Scheme) -> float:
     """The learning rate that --lr names, or the default of a stage at this scheme."""
     if config.lr is not None:
         return config.lr
-    rate = 1e-3 if config.optimizer in ("adam", "adamw", "qtadam", "qtadamw") else 0.05
+    rates = _ADAM if "adam" in config.optimizer else _SGD
     if scheme.is_float or not (config.init or config.float_epochs):
-        return rate
-    return rate * (0.2 if scheme.pow2 else _FINE_TUNING[min(scheme.weight_bits, scheme.act_bits)])
+        return rates[16]
+    return rates[4 if scheme.pow2 else min(scheme.weight_bits, scheme.act_bits)]

@@ -40,6 +40,7 @@ from tq.objective import Objective
 from tq.optim import INQScheduler
 from tq.oscillation import Oscillation
 from tq.ptq.calibrate import calibrate
+from tq.quantizers import PACT
 from tq.resume import Position, read_checkpoint, write_checkpoint
 from tq.runs import Run
 from tq.scheme import Scheme
@@ -230,8 +231,7 @@ class Trainer:
                 self.average.load_state_dict(saved["average"])
             if self.inq is not None:
                 self.inq.load_state_dict(saved["inq"])
-            if config.oscillation_freeze:
-                self.oscillation.load_state_dict(saved["oscillation"])
+            self.oscillation.load_state_dict(saved["oscillation"])
             self._draw_on(saved)
         self.saved = None
         self.step = TrainStep(
@@ -267,8 +267,7 @@ class Trainer:
     def _after_step(self) -> None:
         if self.inq is not None:
             self.inq.hold()
-        if self.oscillation.threshold:
-            self.oscillation.hold()
+        self.oscillation.observe()
         if self.average is not None:
             self.average.update(self.model)
 
@@ -309,6 +308,9 @@ class Trainer:
         images = self.batches.epoch(0)
         few = [channels_last(next(images)[0]) for _ in range(min(CALIBRATION_BATCHES, len(self.batches)))]
         calibrate(self.model, few, batch_statistics=batch_statistics)
+        if self.config.pact_start == "published":
+            for quantizer in (m for m in self.model.modules() if isinstance(m, PACT)):
+                quantizer.start_as_published()
 
     def _fit(self, stage: Stage) -> None:
         steps = stage.epochs * len(self.batches)
@@ -394,8 +396,7 @@ class Trainer:
         }
         if self.device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        held = self.oscillation if self.oscillation.threshold else None
-        parts = {"inq": self.inq, "average": self.average, "teacher": self.teacher, "oscillation": held}
+        parts = {"inq": self.inq, "average": self.average, "teacher": self.teacher, "oscillation": self.oscillation}
         state |= {name: part.state_dict() for name, part in parts.items() if part is not None}
         target = self.path / "checkpoint.pt"
         write_checkpoint(target, state)

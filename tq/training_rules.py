@@ -26,6 +26,14 @@ RESOLUTION_SETTINGS = {
     "compensation_tau0": ("scheduled",),
 }
 
+# what only some optimizers read
+OPTIMIZER_SETTINGS = {
+    "hysteresis": ("hysteresis-sgd",),
+    "hysteresis_mode": ("hysteresis-sgd",),
+    "hysteresis_relative": ("hysteresis-sgd",),
+    **dict.fromkeys(RESOLUTION_SETTINGS, QUANTIZED_UPDATE),
+}
+
 # INQ, section 3.3 (3 bits); 2 bits: ours, on from there
 _PORTIONS = {
     2: (0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.975, 1.0),
@@ -33,21 +41,23 @@ _PORTIONS = {
 }
 
 
-def check_resolution(config: TrainConfig) -> None:
-    """Ranges, and that a setting of the quantized updates is not given where nothing reads it."""
+def check_optimizer(config: TrainConfig) -> None:
+    """Ranges, and that no setting is given where nothing reads it."""
+    if not config.momentum < 1:
+        raise ValueError(f"momentum must be below 1, got {config.momentum}")
     if not 0 <= config.qp <= 32:
         raise ValueError(f"qp must be from 0 to 32, got {config.qp}")
     if not 0 <= config.compensation_tau0 <= 1:
         raise ValueError(f"compensation_tau0 must be a fraction from 0 to 1, got {config.compensation_tau0}")
     default = {field.name: field.default for field in dataclasses.fields(config)}
-    for name, rules in RESOLUTION_SETTINGS.items():
+    for name, readers in OPTIMIZER_SETTINGS.items():
         if getattr(config, name) == default[name]:
             continue
-        if config.optimizer not in QUANTIZED_UPDATE:
-            users = ", ".join(QUANTIZED_UPDATE)
+        if config.optimizer not in readers:
+            users = ", ".join(readers)
             raise ValueError(f"{name} is of optimizer {users}, but the optimizer is {config.optimizer}; drop it")
-        if config.resolution not in rules:
-            users = ", ".join(rules)
+        if name in RESOLUTION_SETTINGS and config.resolution not in RESOLUTION_SETTINGS[name]:
+            users = ", ".join(RESOLUTION_SETTINGS[name])
             raise ValueError(f"{name} is of resolution {users}, but the resolution is {config.resolution}; drop it")
 
 
@@ -66,6 +76,11 @@ def check_inq(config: TrainConfig, scheme: Scheme) -> None:
         if config.portions or config.portion_strategy != "pruning":
             raise ValueError("portions and portion_strategy are of method inq; drop them, or choose --scheme inq5")
         return
+    if config.optimizer in QUANTIZED_UPDATE:
+        raise ValueError(
+            f"method inq needs an optimizer that moves each weight by itself, such as sgd or adamw, got "
+            f"{config.optimizer}, whose resolution would depend on the frozen weights; change one of them"
+        )
     if config.ema or config.oscillation_freeze or config.progressive:
         raise ValueError("ema, oscillation_freeze and progressive do not go with method inq; drop them")
     if config.portions:

@@ -60,10 +60,10 @@ def predict(flags: Predict, argv: list[str]) -> None:
     device = pick_device(flags.device)
     model = checkpoint.load(path, model=own_model(flags.model, info), device=device)
     _needs_data(info, path)
-    rows = []
+    said, rows = info.data, []
     for image in flags.images:
-        pixels = read_image(image, channels=info.data["channels"], size=info.data["size"])
-        x = datasets.normalise(pixels[None].to(device), info.data["mean"], info.data["std"])
+        pixels = read_image(image, channels=said["channels"], size=said["size"], resize=said.get("resize"))
+        x = datasets.normalise(pixels[None].to(device), said["mean"], said["std"])
         with torch.inference_mode():
             shares = model(channels_last(x)).softmax(1)[0]
         best = shares.topk(min(flags.top, len(shares)))
@@ -129,7 +129,7 @@ def data_of(info: Info, name: str | None, root: str | None) -> datasets.DataSet:
     chosen = name or info.data.get("name")
     if chosen is None:
         raise ValueError("the file does not name its data set; pass --dataset and --data")
-    data = datasets.load(chosen, root=root, image_size=info.data.get("size"))
+    data = datasets.load(chosen, root=root, image_size=info.data.get("size"), resize=info.data.get("resize"))
     if info.classes and len(data.classes) != len(info.classes):
         raise ValueError(
             f"the file has {len(info.classes)} classes, data set {chosen} has {len(data.classes)}; is it the right one?"

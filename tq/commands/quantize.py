@@ -64,7 +64,8 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
     dataset = config.dataset or info.data.get("name")
     if dataset is None:
         raise ValueError(f"{source} does not name a data set for calibration; pass --dataset and --data")
-    data = datasets.load(dataset, root=config.data, image_size=config.image_size or info.data.get("size"))
+    size, resize = (config.image_size, None) if config.image_size else map(info.data.get, ("size", "resize"))
+    data = datasets.load(dataset, root=config.data, image_size=size, resize=resize)
     mean, std = (
         config.mean or tuple(info.data.get("mean", data.mean)),
         config.std or tuple(info.data.get("std", data.std)),

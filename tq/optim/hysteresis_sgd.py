@@ -6,7 +6,7 @@ resuming keep it. With g the gradient at p, m momentum and theta the threshold, 
     m = momentum * m + g + weight_decay * p + pull * (u - s sign(u))
     u = u - lr * m                         s = mean |u|   (per output channel or per tensor)
     h = sign(u)     where sign(u) equals the old sign, or |u| >= theta
-    h = old sign    else ("loop"), or p = u itself for this one step ("one-step")
+    h = old sign    else ("loop"), or u itself for this one step ("one-step")
     p = s * h
 
 "loop" is a true hysteresis loop and the default; "one-step" is what the published code of Quantized_ResNet does
@@ -54,7 +54,11 @@ class HysteresisSGD(Optimizer):
     ) -> None:
         if mode not in ("loop", "one-step"):
             raise ValueError(f"mode must be 'loop' or 'one-step', got {mode!r}")
-        if threshold < 0:
+        for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay), ("pull", pull)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        # NaN would never wait
+        if not threshold >= 0:
             raise ValueError(f"threshold must be at least 0, got {threshold}")
         defaults = {
             "lr": lr, "momentum": momentum, "weight_decay": weight_decay, "binary": False,
@@ -121,4 +125,4 @@ def _hysteresis(p: Tensor, buffer: Tensor, state: dict[str, Tensor], group: dict
     else:
         # the published rule compares with the sign of the previous latent weight, so the wait lasts one step
         old.copy_(new)
-        p.copy_(torch.where(waits, latent, scale * new))
+        p.copy_(scale * torch.where(waits, latent, new))

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau, SequentialLR
 
+from tq.optim.quantized_update import QuantizedUpdate
 from tq.quantizers import nearest_power, top_exponent
 from tq.scheme import POW2_BITS
 from tq.training_rules import check_portions
@@ -46,9 +47,11 @@ class INQSGD(SGD):
         self,
         params: Iterable[Any],
         lr: float | Tensor = 0.01,
-        *,
         momentum: float = 0.0,
+        dampening: float = 0.0,
         weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
         weight_bits: int = 5,
     ) -> None:
         every = list(params)
@@ -58,21 +61,23 @@ class INQSGD(SGD):
         else:
             weights, rest = [p for p in every if p.ndim > 1], [p for p in every if p.ndim <= 1]
             groups = [{"params": weights, "weight_bits": weight_bits}, *([{"params": rest}] if rest else [])]
-        super().__init__(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        super().__init__(groups, lr, momentum, dampening, weight_decay, nesterov)
 
 
 class INQScheduler:
     """Freezes the next portion of the weights at each `step()`; holds them after each step of the optimizer.
 
     Args:
-        optimizer: any; the parameters of its groups with a `weight_bits` are quantized. Give it trained weights.
+        optimizer: any whose update of a weight is its own alone (not QSGD and its kin, whose resolution depends on the
+            frozen ones too); the parameters of its groups with a `weight_bits` that require a gradient are quantized.
+            Give it trained weights.
         portions: shares of each tensor that are frozen after step 1, 2, ...; increasing, the last is 1.
         strategy: "pruning" or "random".
         seed: of the random choice.
 
     Raises:
-        ValueError: no group with weight_bits, bits outside 2 to 8, portions not increasing or not ending at 1, an
-            unknown strategy, weights that are all zero, NaN or infinite.
+        ValueError: a quantized update, no group with weight_bits, bits outside 2 to 8, portions not increasing or not
+            ending at 1, an unknown strategy, weights that are all zero, NaN or infinite.
     """
 
     def __init__(
@@ -81,6 +86,9 @@ class INQScheduler:
         check_portions(portions)
         if strategy not in STRATEGIES:
             raise ValueError(f"expected a strategy of {', '.join(STRATEGIES)}, got {strategy!r}; name one of them")
+        if isinstance(optimizer, QuantizedUpdate):
+            kind = type(optimizer).__name__
+            raise ValueError(f"expected an optimizer such as SGD or AdamW, got {kind}: its weights share a resolution")
         self.optimizer, self.portions, self.strategy = optimizer, tuple(portions), strategy
         self.taken = 0
         self.seed = seed
@@ -91,8 +99,9 @@ class INQScheduler:
                 continue
             if bits not in POW2_BITS:
                 raise ValueError(f"expected weight_bits from {POW2_BITS[0]} to {POW2_BITS[-1]}, got {bits}; change it")
-            self.params += group["params"]
-            self.bits += [bits] * len(group["params"])
+            trained = [p for p in group["params"] if p.requires_grad]
+            self.params += trained
+            self.bits += [bits] * len(trained)
         if not self.params:
             raise ValueError("expected a parameter group with weight_bits, got none; add weight_bits=5 to a group")
         self.tops = [torch.tensor(float(top_exponent(p)), device=p.device) for p in self.params]

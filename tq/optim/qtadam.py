@@ -6,7 +6,8 @@
     w = w + [h]                                      [h] = floor(2^p h + 1/2) / 2^p, p by the rule
 
 That is Algorithm 1 of Kingma and Ba (2015) and, for QtAdamW, Algorithm 2 of Loshchilov and Hutter (2019), h rounded.
-Rules and sources: tq/optim/resolution.py. eps is 1e-6, as published for QtAdamW.
+Rules and sources: tq/optim/resolution.py. eps is 1e-6, as published for QtAdamW; it is added after the bias correction,
+as in torch's Adam, so that the plain optimizer beside it differs by the rounding alone.
 """
 
 from __future__ import annotations

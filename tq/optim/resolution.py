@@ -6,7 +6,7 @@ monotonically increasing quantization resolution", 2021; "Stochastic gradient La
 with increasing resolution", 2023). t counts the steps before this one and t_e = t / steps per epoch.
 
     on-demand   from the second step on, p rises by 1 while the quantized update is all zero, at most to 32
-    log-t       p rises by 1 while log_t_bound(t) > p, at most to 32
+    log-t       p rises by 1 while log_t_bound(t) > p, at most to 32; nothing else raises it: smaller updates are lost
     scheduled   p = 19 + floor(log2(ln(t_e + 2))), and w <- w + floor(2^p (h + r)) / 2^p with the compensation
                 r = (1 + tanh(-kappa (t_e - tau0))) / 2 * lr * h / |h|    (no 1/2 inside this floor, as published)
 
@@ -60,8 +60,8 @@ class Resolution:
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise ValueError(f"expected a resolution of {', '.join(RULES)}, got {self.rule!r}; name one of them")
-        if not 0 <= self.start <= CAP:
-            raise ValueError(f"expected a start resolution from 0 to {CAP}, got {self.start}; choose one in that range")
+        if self.start not in range(CAP + 1):
+            raise ValueError(f"expected a whole start resolution from 0 to {CAP}, got {self.start}; choose one of them")
         if not all(math.isfinite(x) and x >= 0 for x in (self.kappa, self.tau0)):
             raise ValueError(f"expected kappa and tau0 of at least 0, got {self.kappa} and {self.tau0}; raise them")
         if self.rule == "scheduled" and not (self.steps_per_epoch and self.steps_per_epoch > 0):

@@ -117,6 +117,10 @@ class PACT(ActQuantizer):
         """PACT has no zero point; alpha = scale * n."""
         self.alpha.fill_(scale * self.qmax)
 
+    def start_as_published(self) -> None:
+        """alpha = n, a step of 1, whatever was calibrated."""
+        self.set_range(1.0)
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x float -> codes, scale."""
         return _recomputed(self._fake_quantize, x.float())
