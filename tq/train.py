@@ -24,7 +24,6 @@ from torch.optim.swa_utils import update_bn
 from tq import data as datasets
 from tq import events
 from tq.attach import attach, coverage, quant_layers, requantize, sites, to_channels_last
-from tq.averaging import Average
 from tq.checkpoint import predict_bytes
 from tq.config import TrainConfig, to_dict
 from tq.describe import describe, model_args
@@ -37,16 +36,14 @@ from tq.machine import device_name, pick_device
 from tq.meters import StepMeter, system_load
 from tq.models import build, load_into, weights_from
 from tq.objective import Objective
-from tq.optim import INQScheduler
-from tq.oscillation import Oscillation
 from tq.ptq.calibrate import calibrate
 from tq.quantizers import PACT
 from tq.resume import Position, read_checkpoint, write_checkpoint
 from tq.runs import Run
 from tq.scheme import Scheme
-from tq.stages import Stage, peak_rate, plan
-from tq.step import TrainStep, learning_rate, make_optimizer, resolution_of
-from tq.training_rules import portions_of
+from tq.stage_state import StageState
+from tq.stages import Stage, plan
+from tq.step import TrainStep, learning_rate, resolution_of
 
 EVAL_BATCH = 500
 CALIBRATION_BATCHES = 4
@@ -99,8 +96,7 @@ class Trainer:
             weights_from(config.teacher)  # a teacher that cannot be read is known now, not after the float epochs
         self.layer_names = [site.name for site in sites(self.model)]
         self.teacher: nn.Module | None = None
-        self.inq: INQScheduler | None = None
-        self.average: Average | None = None
+        self._state: StageState | None = None
         self.diverged = ""
         self.float_bytes = predict_bytes(self.model, self.info())
         self.batches = datasets.Batches(
@@ -138,12 +134,18 @@ class Trainer:
             self._leave(number)
         return self.model
 
+    @property
+    def state(self) -> StageState:
+        """What the stage under way keeps beside the network."""
+        assert self._state is not None
+        return self._state
+
     def evaluate(self) -> Evaluation:
         """The test split, in evaluation form; of the averaged weights where there are some. Logits in rank 0 only."""
         self.log.emit("phase", name="eval")
         found = None
         if self.world.main:
-            found = evaluate(self.average.module if self.average is not None else self.model, self.test_batches())
+            found = evaluate(self._state.evaluated if self._state else self.model, self.test_batches())
         loss, correct, total = self.world.tell((found.loss, found.correct, found.total) if found else None)
         return found or Evaluation(loss, correct, total, torch.empty(0))
 
@@ -192,9 +194,9 @@ class Trainer:
         stage, config, saved = self.stages[number], self.config, self.saved
         if number != self.at.stage:
             self.at = Position(stage=number, step=self.at.step, float_accuracy=self.at.float_accuracy)
-        if self.inq is not None:
+        if self._state is not None and self._state.inq is not None:
             # the next portion: optimizer and compiled step go on, the schedule of the learning rate starts anew
-            self.inq.step()
+            self._state.inq.step()
             return
         if not stage.scheme.is_float:
             if saved is None:
@@ -206,37 +208,16 @@ class Trainer:
             if saved is None:
                 self._calibrate(batch_statistics=number == 0 and config.init is None)
                 self.world.same(self.model)
-        self.peak = peak_rate(config, stage.scheme)
-        self.optimizer = make_optimizer(
-            self.model,
-            config,
-            lr=self.peak,
-            # the portions of INQ share one optimizer
-            epochs=stage.epochs if stage.portion is None else config.epochs,
-            steps_per_epoch=len(self.batches),
-        )
+        self._state = StageState(self.model, config, stage, steps_per_epoch=len(self.batches))
         if saved is not None:
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-        self.oscillation = Oscillation(self.model, self.optimizer, threshold=config.oscillation_freeze)
-        if config.ema:
-            self.average = Average(self.model, config.ema)
-        if stage.portion is not None:
-            portions = portions_of(config.portions, stage.scheme.weight_bits)
-            self.inq = INQScheduler(self.optimizer, portions, config.portion_strategy, seed=config.seed)
-            if saved is None:
-                self.inq.step()
-        if saved is not None:
-            if self.average is not None:
-                self.average.load_state_dict(saved["average"])
-            if self.inq is not None:
-                self.inq.load_state_dict(saved["inq"])
-            self.oscillation.load_state_dict(saved["oscillation"])
+            self.state.load_state_dict(saved)
             self._draw_on(saved)
+        elif self.state.inq is not None:
+            self.state.inq.step()
         self.saved = None
         self.step = TrainStep(
-            self.model, self.optimizer, compile=config.compile, amp=config.amp,
-            objective=self._objective(stage), after=self._after_step, world=self.world,
+            self.model, self.state.optimizer, compile=config.compile, amp=config.amp,
+            objective=self._objective(stage), after=self.state.after_step, world=self.world,
         )  # fmt: skip
 
     def _draw_on(self, saved: dict[str, Any]) -> None:
@@ -248,9 +229,7 @@ class Trainer:
 
     def _leave(self, number: int) -> None:
         """The averaged weights are what a stage gives; at the end the normalizations are estimated anew."""
-        if self.average is not None:
-            self.model.load_state_dict(self.average.module.state_dict())
-            self.average = None
+        self.state.finish()
         if number + 1 < len(self.stages) or not self.config.norm_batches:
             return
         self.log.emit("phase", name="calibrate")
@@ -263,13 +242,6 @@ class Trainer:
         if result.accuracy > self.at.best:
             self.at.best, self.at.best_epoch = result.accuracy, epoch
         self.log.emit("eval", step=self.at.step, epoch=epoch, split="test", loss=result.loss, acc=result.accuracy)
-
-    def _after_step(self) -> None:
-        if self.inq is not None:
-            self.inq.hold()
-        self.oscillation.observe()
-        if self.average is not None:
-            self.average.update(self.model)
 
     def _objective(self, stage: Stage) -> Objective:
         config = self.config
@@ -313,7 +285,7 @@ class Trainer:
                 quantizer.start_as_published()
 
     def _fit(self, stage: Stage) -> None:
-        steps = stage.epochs * len(self.batches)
+        state, steps = self.state, stage.epochs * len(self.batches)
         meter = StepMeter(self.device)
         compiling = self.step.compiles and self.at.epoch < stage.epochs
         self.log.emit("phase", name="compile" if compiling else stage.name, stage=stage.label)
@@ -322,15 +294,15 @@ class Trainer:
             self.model.train()
             for x, y in self.batches.epoch(self._epoch_key(), start=self.at.batch):
                 done = (self.at.epoch * len(self.batches) + self.at.batch) / steps
-                lr = learning_rate(self.config, done, peak=self.peak, epochs=stage.epochs)
+                lr = learning_rate(self.config, done, peak=state.peak, epochs=stage.epochs)
                 loss, correct = self.step(channels_last(x), y, lr)
                 self.at.batch += 1
                 self.at.step += 1
                 if compiling:
                     compiling = False
                     self.log.emit("phase", name=stage.name, stage=stage.label)
-                if fields := meter.add(loss, correct, len(y), self.oscillation.flips, self._resolution):
-                    self._report(fields if self.inq is None else {**fields, "portion": self.inq.portion}, lr)
+                if fields := meter.add(loss, correct, len(y), state.oscillation.flips, self._resolution):
+                    self._report(fields if state.inq is None else {**fields, "portion": state.inq.portion}, lr)
                 if time.monotonic() >= next_system:
                     next_system = time.monotonic() + SYSTEM_EVERY_S
                     self.log.emit("sys", **system_load(self.device))
@@ -347,7 +319,7 @@ class Trainer:
             raise Stopped
 
     def _resolution(self) -> torch.Tensor | None:
-        return resolution_of(self.optimizer)
+        return resolution_of(self.state.optimizer)
 
     def _epoch_key(self) -> int:
         """Epochs count on through the stages, so that no stage sees the other's order again."""
@@ -366,7 +338,9 @@ class Trainer:
         result = self.evaluate()
         self.log.emit("eval", step=self.at.step, epoch=epoch, split="test", loss=result.loss, acc=result.accuracy)
         if not stage.scheme.is_float:
-            self.log.emit("layers", step=self.at.step, epoch=epoch, layers=layer_report(self.model, self.oscillation))
+            self.log.emit(
+                "layers", step=self.at.step, epoch=epoch, layers=layer_report(self.model, self.state.oscillation)
+            )
         if result.accuracy < self.at.best / 2:
             text = f"accuracy fell to {result.accuracy:.2f} % from {self.at.best:.2f} %"
             self.log.emit("alert", level="warning", title="training diverges", text=text)
@@ -390,14 +364,13 @@ class Trainer:
             "version": 1,
             "config": to_dict(self.config),
             "position": asdict(self.at),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.state.state_dict(),
             "random": torch.get_rng_state(),
         }
         if self.device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        parts = {"inq": self.inq, "average": self.average, "teacher": self.teacher, "oscillation": self.oscillation}
-        state |= {name: part.state_dict() for name, part in parts.items() if part is not None}
+        if self.teacher is not None:
+            state["teacher"] = self.teacher.state_dict()
         target = self.path / "checkpoint.pt"
         write_checkpoint(target, state)
         self.log.emit("checkpoint", step=self.at.step, path=target.name, best=self.at.last >= self.at.best)
