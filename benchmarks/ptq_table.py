@@ -92,7 +92,7 @@ def _peer(flags: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     load_into(model, weights_from(flags.file), where=flags.file)
     # the draw of `tq quantize`
     chosen = torch.randperm(len(images.train), generator=torch.Generator().manual_seed(seed))[:512]
-    calibration = data.normalise(images.train.images[chosen], tuple(flags.mean), tuple(flags.std))
+    calibration = data.normalise(images.train.take(chosen), tuple(flags.mean), tuple(flags.std))
     engine = peers.int8(name, model.eval(), calibration)
 
     class Engine(torch.nn.Module):

@@ -132,6 +132,26 @@ def test_read_image_decodes_no_jpeg_below_its_resize(tmp_path: Path) -> None:
     assert torch.equal(got, whole[:, 28:36, 28:36])
 
 
+def test_only_what_is_needed_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _folder(tmp_path)
+    whole = data.load("imagefolder", root=str(tmp_path))
+    d = data.load("imagefolder", root=str(tmp_path), whole=False)
+    assert d.train.shape == whole.train.shape == (3, 20, 20) and len(d.train) == 5
+    for picture in (tmp_path / "train" / "cat").iterdir():
+        picture.write_bytes(b"damaged")
+    assert torch.equal(d.test.images, whole.test.images)
+    airplanes = torch.tensor([1, 0, 1])
+    assert torch.equal(d.train.take(airplanes), whole.train.images[airplanes])
+    with pytest.raises(ValueError, match=r"image .*cat/0.png cannot be read"):
+        d.train.take(torch.tensor([2]))
+    with pytest.raises(ValueError, match="cannot be read"):
+        _ = d.mean
+    monkeypatch.setattr(imagefolder, "_available_bytes", lambda: 3000)
+    assert torch.equal(d.train.take(airplanes[:2]), whole.train.images[[1, 0]])
+    with pytest.raises(ValueError, match="5 images of 20x20 need"):
+        _ = d.train.images
+
+
 def test_load_imagefolder_with_resize(tmp_path: Path) -> None:
     _folder(tmp_path, sizes=((24, 18), (18, 60)))
     d = data.load("imagefolder", root=str(tmp_path), image_size=14, resize=16)

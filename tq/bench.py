@@ -126,19 +126,18 @@ def _images(info: Info, config: BenchConfig, path: str | Path) -> tuple[Tensor, 
     if not name:
         raise ValueError(f"{path} does not name its data set; pass --dataset NAME (and --data DIR)")
     try:
-        found = data.load(name, root=config.data, image_size=info.data.get("size"), resize=info.data.get("resize"))
+        size, resize = map(info.data.get, ("size", "resize"))
+        found = data.load(name, root=config.data, image_size=size, resize=resize, whole=False)
     except ValueError as error:
         raise ValueError(f"benchmarks run on real images, but {error}; or pass another --dataset") from None
-    channels = info.data.get("channels") or found.test.images.shape[1]
-    if found.test.images.shape[1] != channels:
-        raise ValueError(
-            f"{path} takes {channels} channels, {name} has {found.test.images.shape[1]}; pass another --dataset"
-        )
+    channels = info.data.get("channels") or found.test.shape[0]
+    if found.test.shape[0] != channels:
+        raise ValueError(f"{path} takes {channels} channels, {name} has {found.test.shape[0]}; pass another --dataset")
     count = min(ACCURACY_IMAGES, len(found.test))
     # a batch larger than the test split sees its first images again
     index = torch.arange(max(count, CHECKED_IMAGES, *config.batch)) % len(found.test)
     mean, std = tuple(info.data.get("mean") or found.mean), tuple(info.data.get("std") or found.std)
-    return data.normalise(found.test.images[index], mean, std), found.test.labels[:count]
+    return data.normalise(found.test.take(index), mean, std), found.test.labels[:count]
 
 
 def _check(contenders: list[Contender], reference: Callable[[Tensor], Tensor], images: Tensor, size: int) -> list[_Row]:

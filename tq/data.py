@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -21,6 +20,9 @@ from torch import Tensor
 
 from tq import imagefolder
 from tq._torchvision import import_torchvision
+from tq.dataset import DataSet as DataSet
+from tq.dataset import Normal as Normal
+from tq.dataset import Split as Split
 
 # (mean, std) of the training pixels in 0..1, the constants in common use.
 STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -28,43 +30,22 @@ STATISTICS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-Normal = tuple[float, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images and their classes."""
-
-    images: Tensor  # uint8 [N,C,H,W]
-    labels: Tensor  # int64 [N]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-
-@dataclass(frozen=True, eq=False)
-class DataSet:
-    """Two splits with the names of their classes; mean and std are per channel, of values in 0..1.
-
-    resize is the shorter side in pixels that images were given before the crop of their centre, None for no crop.
-    """
-
-    name: str
-    train: Split
-    test: Split
-    classes: tuple[str, ...]
-    mean: Normal
-    std: Normal
-    resize: int | None = None
 
 
 def load(
-    name: str, *, root: str | None, download: bool = False, image_size: int | None = None, resize: int | None = None
+    name: str,
+    *,
+    root: str | None,
+    download: bool = False,
+    image_size: int | None = None,
+    resize: int | None = None,
+    whole: bool = True,
 ) -> DataSet:
     """The data set `name` (digits, mnist, cifar10, cifar100, imagefolder) with square images of `image_size` pixels.
 
-    With `resize` they are the centres of images whose shorter side has that many pixels. Raises ValueError with one
-    sentence when the files are missing, damaged or do not fit into memory.
+    With `resize` they are the centres of images whose shorter side has that many pixels. With `whole` all pictures of
+    a folder are decoded at once, for training; else each when it is needed. Raises ValueError with one sentence when
+    the files are missing, damaged or do not fit into memory.
     """
     # a file's header may hold anything
     if image_size is not None and (type(image_size) is not int or image_size < 1):
@@ -79,7 +60,7 @@ def load(
         raise ValueError(f"data set {name} needs its directory: pass --data DIR{hint}")
     folder = Path(root).expanduser()
     if name == "imagefolder":
-        return _imagefolder(folder, image_size, resize)
+        return _imagefolder(folder, image_size, resize, whole=whole)
     return _torchvision(name, folder, download, image_size, resize)
 
 
@@ -194,7 +175,7 @@ def _digits(image_size: int, resize: int | None) -> DataSet:
     picked = torch.cat([members[: round(len(members) / 5)] for members in of_class])
     is_test = torch.zeros(len(labels), dtype=torch.bool).index_fill_(0, picked, True)
     train, test = (Split(images[part], labels[part]) for part in (~is_test, is_test))
-    return DataSet("digits", train, test, tuple("0123456789"), *_statistics(train.images), resize)
+    return DataSet("digits", train, test, tuple("0123456789"), resize=resize)
 
 
 def _torchvision(name: str, root: Path, download: bool, image_size: int | None, resize: int | None) -> DataSet:
@@ -216,12 +197,17 @@ def _torchvision(name: str, root: Path, download: bool, image_size: int | None, 
         images = _resized(images, image_size, resize) if image_size else images
         splits.append(Split(images.contiguous(), torch.as_tensor(part.targets, dtype=torch.int64)))
     classes = tuple("0123456789") if name == "mnist" else tuple(parts[0].classes)
-    return DataSet(name, splits[0], splits[1], classes, *STATISTICS[name], resize)
+    return DataSet(name, splits[0], splits[1], classes, STATISTICS[name], resize)
 
 
-def _imagefolder(root: Path, image_size: int | None, resize: int | None) -> DataSet:
-    train, test, classes = imagefolder.load(root, image_size, resize)
-    return DataSet("imagefolder", Split(*train), Split(*test), classes, *_statistics(train[0]), resize)
+def _imagefolder(root: Path, image_size: int | None, resize: int | None, *, whole: bool) -> DataSet:
+    (train, train_labels), (test, test_labels), classes = imagefolder.scan(root, image_size, resize)
+    if not whole:
+        return DataSet("imagefolder", Split(train, train_labels), Split(test, test_labels), classes, resize=resize)
+    count, need = len(train) + len(test), train.bytes + test.bytes
+    imagefolder.check_memory(need, f"{count:,} images of {train.size}x{train.size}")
+    decoded = Split(train.decode(), train_labels), Split(test.decode(), test_labels)
+    return DataSet("imagefolder", *decoded, classes, resize=resize)
 
 
 def _resized(images: Tensor, size: int, resize: int | None) -> Tensor:
@@ -236,20 +222,6 @@ def _resized(images: Tensor, size: int, resize: int | None) -> Tensor:
     edge = (side - size) // 2
     parts = (scale(part.float())[..., edge : edge + size, edge : edge + size] for part in images.split(chunk))
     return torch.cat([part.round_().clamp_(0, 255).to(torch.uint8) for part in parts])
-
-
-def _statistics(images: Tensor) -> tuple[Normal, Normal]:
-    """Mean and standard deviation per channel of values in 0..1, from exact integer sums."""
-    count = images.numel() // images.shape[1]
-    total = square = torch.zeros(images.shape[1], dtype=torch.int64)
-    for part in images.split(1024):
-        total = total + part.sum((0, 2, 3), dtype=torch.int64)
-        square = square + part.int().square_().sum((0, 2, 3), dtype=torch.int64)
-    mean = total.double() / count
-    std = (square.double() / count - mean.square()).clamp_min(0).sqrt()
-    # A channel that is constant would divide by zero.
-    std = torch.where(std > 0, std, 255.0)
-    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
 def _generator(*key: int) -> torch.Generator:

@@ -11,7 +11,7 @@ from tq.file_format import Info
 
 def model_args(data: DataSet) -> dict[str, int]:
     """The arguments that every model builder takes, from the data."""
-    channels, size = data.train.images.shape[1], data.train.images.shape[2]
+    channels, size, _ = data.train.shape
     return {"num_classes": len(data.classes), "in_channels": channels, "image_size": size}
 
 

@@ -1,18 +1,19 @@
 """Pictures on disk become square uint8 tensors: a folder of classes as two splits, or one file by itself.
 
-`load` decodes ROOT/train/<class>/* and ROOT/test (or val) once, on all cores, into memory, after it has checked that
-both have the same classes and that the pixels will fit. `read_image` gives one picture just as `load` would give it,
-so a prediction sees what training saw. A picture is resized (bilinear, antialiased) until its shorter side has `resize`
-pixels, by default as many as are kept, and cropped at its centre. A bad folder or file is a ValueError of one sentence.
+`scan` finds the files of ROOT/train/<class>/* and ROOT/test (or val) and checks that both have the same classes;
+`Pictures.decode` reads them on all cores into memory, after it has checked that they will fit. `read_image` gives one
+picture just as `decode` would give it, so a prediction sees what training saw. A picture is resized (bilinear,
+antialiased) until its shorter side has `resize` pixels, by default as many as are kept, and cropped at its centre. A
+bad folder or file is a ValueError of one sentence.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,54 @@ from torch import Tensor
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 # How much larger than its crop a picture may be resized; networks in use have 8/7.
 MOST_RESIZED = 8
-Pair = tuple[Tensor, Tensor]
-"""images uint8 [N,C,H,W] and labels int64 [N]"""
+# Files that a thread decodes in a row.
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Image files of one split, not decoded yet."""
+
+    paths: tuple[str, ...]
+    mode: str
+    """Pillow's: L or RGB"""
+    size: int
+    resize: int | None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        return (1 if self.mode == "L" else 3), self.size, self.size
+
+    @property
+    def bytes(self) -> int:
+        """That all of them take when decoded."""
+        return len(self) * math.prod(self.shape)
+
+    def decode(self, chosen: Sequence[int] | None = None) -> Tensor:
+        """uint8 [N,C,H,W] of all, or of those with the chosen indices. Raises ValueError."""
+        files = self.paths if chosen is None else [self.paths[i] for i in chosen]
+        need = len(files) * math.prod(self.shape)
+        check_memory(need, f"{len(files):,} images of {self.size}x{self.size}")
+        images = np.empty((len(files), *self.shape), dtype=np.uint8)
+        with _progress(len(files)) as progress:
+            task = progress.add_task(f"decoding {len(files):,} images ({need / 2**20:,.0f} MiB)", total=len(files))
+
+            def work(begin: int) -> None:
+                chunk = files[begin : begin + CHUNK]
+                for i, path in enumerate(chunk, begin):
+                    images[i] = _decode(path, self.mode, self.size, self.resize)
+                progress.advance(task, len(chunk))
+
+            _in_parallel(work, range(0, len(files), CHUNK))
+        return torch.from_numpy(images)
+
+
+Labelled = tuple[Pictures, Tensor]
+"""and their classes int64 [N]"""
 
 
 def check_resize(size: Any, resize: Any) -> None:
@@ -47,11 +94,11 @@ def check_memory(need_bytes: int, what: str) -> None:
         )
 
 
-def load(root: Path, image_size: int | None, resize: int | None = None) -> tuple[Pair, Pair, tuple[str, ...]]:
-    """ROOT/train/<class>/* and ROOT/test or ROOT/val, decoded once: the two splits and the names of the classes.
+def scan(root: Path, image_size: int | None, resize: int | None = None) -> tuple[Labelled, Labelled, tuple[str, ...]]:
+    """ROOT/train/<class>/* and ROOT/test or ROOT/val: the two splits and the names of the classes.
 
     Images have one channel if a sample is all gray, else three (RGB). image_size None takes the shorter side of the
-    first. Raises ValueError with one sentence when a folder or file is missing or damaged, or memory does not suffice.
+    first. Raises ValueError with one sentence when a folder or a file's header is missing or damaged.
     """
     test_dir = next((root / name for name in ("test", "val") if (root / name).is_dir()), root / "test")
     for folder in (root / "train", test_dir):
@@ -69,14 +116,14 @@ def load(root: Path, image_size: int | None, resize: int | None = None) -> tuple
     sample = [_probe(path) for path in paths[:: -(-len(paths) // 64)]]
     mode = "L" if all(gray for gray, _ in sample) else "RGB"
     size = image_size or sample[0][1]
-    count = len(paths) + sum(map(len, test.values()))
-    need = count * (1 if mode == "L" else 3) * size * size
-    check_memory(need, f"{count:,} images of {size}x{size}")
-    with _progress(count) as progress:
-        task = progress.add_task(f"decoding {count:,} images ({need / 2**20:,.0f} MiB)", total=count)
-        advance = partial(progress.advance, task)
-        splits = [_decode_all(folder, mode, size, resize, advance) for folder in (train, test)]
-    return splits[0], splits[1], tuple(train)
+    first, second = (_labelled(folder, mode, size, resize) for folder in (train, test))
+    return first, second, tuple(train)
+
+
+def _labelled(folder: dict[str, list[str]], mode: str, size: int, resize: int | None) -> Labelled:
+    paths = tuple(path for files in folder.values() for path in files)
+    labels = torch.tensor([label for label, files in enumerate(folder.values()) for _ in files])
+    return Pictures(paths, mode, size, resize), labels
 
 
 def read_image(path: str | Path, *, channels: int, size: int | None, resize: int | None = None) -> Tensor:
@@ -158,23 +205,10 @@ def _probe(path: str) -> tuple[bool, int]:
         raise ValueError(f"image {path} cannot be read: {error}") from error
 
 
-def _decode_all(
-    folder: dict[str, list[str]], mode: str, size: int, resize: int | None, advance: Callable[[int], None]
-) -> Pair:
-    paths = [path for files in folder.values() for path in files]
-    labels = torch.tensor([label for label, files in enumerate(folder.values()) for _ in files])
-    images = np.empty((len(paths), 1 if mode == "L" else 3, size, size), dtype=np.uint8)
-
-    def work(begin: int) -> None:
-        chunk = paths[begin : begin + 64]
-        for i, path in enumerate(chunk, begin):
-            images[i] = _decode(path, mode, size, resize)
-        advance(len(chunk))
-
-    with ThreadPoolExecutor(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    ) as pool:
-        jobs = [pool.submit(work, begin) for begin in range(0, len(paths), 64)]
+def _in_parallel(work: Callable[[int], None], items: Iterable[int]) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(cores) as pool:
+        jobs = [pool.submit(work, item) for item in items]
         try:
             for job in jobs:
                 job.result()
@@ -182,7 +216,6 @@ def _decode_all(
             # One bad file, or Ctrl-C, must not wait for the rest of a long decode.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return torch.from_numpy(images), labels
 
 
 def _progress(count: int) -> Any:

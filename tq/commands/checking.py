@@ -63,8 +63,8 @@ def sample_of(info: Info, flags: OnTestImages, device: torch.device | str = "cpu
     data = data_of(info, flags.dataset, flags.data)
     count = min(flags.images, len(data.test))
     chosen = torch.linspace(0, len(data.test) - 1, count).round().long()
-    mean, std = tuple(info.data.get("mean", data.mean)), tuple(info.data.get("std", data.std))
-    images, labels = data.test.images[chosen], data.test.labels[chosen]
+    mean, std = tuple(info.data.get("mean") or data.mean), tuple(info.data.get("std") or data.std)
+    images, labels = data.test.take(chosen), data.test.labels[chosen]
     return Sample(data.name, images, labels, mean, std, flags.batch_size, torch.device(device))
 
 

@@ -36,8 +36,8 @@ def eval(flags: Eval, argv: list[str]) -> None:
         data.test,
         batch_size=flags.batch_size,
         device=device,
-        mean=info.data.get("mean", data.mean),
-        std=info.data.get("std", data.std),
+        mean=info.data.get("mean") or data.mean,
+        std=info.data.get("std") or data.std,
     )
     result = evaluate(model, batches)
     fields = {
@@ -129,7 +129,8 @@ def data_of(info: Info, name: str | None, root: str | None) -> datasets.DataSet:
     chosen = name or info.data.get("name")
     if chosen is None:
         raise ValueError("the file does not name its data set; pass --dataset and --data")
-    data = datasets.load(chosen, root=root, image_size=info.data.get("size"), resize=info.data.get("resize"))
+    said = info.data
+    data = datasets.load(chosen, root=root, image_size=said.get("size"), resize=said.get("resize"), whole=False)
     if info.classes and len(data.classes) != len(info.classes):
         raise ValueError(
             f"the file has {len(info.classes)} classes, data set {chosen} has {len(data.classes)}; is it the right one?"

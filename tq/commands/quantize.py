@@ -65,13 +65,13 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
     if dataset is None:
         raise ValueError(f"{source} does not name a data set for calibration; pass --dataset and --data")
     size, resize = (config.image_size, None) if config.image_size else map(info.data.get, ("size", "resize"))
-    data = datasets.load(dataset, root=config.data, image_size=size, resize=resize)
+    data = datasets.load(dataset, root=config.data, image_size=size, resize=resize, whole=False)
     mean, std = (
-        config.mean or tuple(info.data.get("mean", data.mean)),
-        config.std or tuple(info.data.get("std", data.std)),
+        config.mean or tuple(info.data.get("mean") or data.mean),
+        config.std or tuple(info.data.get("std") or data.std),
     )
-    if len(mean) != len(data.mean):
-        raise ValueError(f"mean has {len(mean)} values, but the images of {dataset} have {len(data.mean)} channels")
+    if len(mean) != (channels := data.train.shape[0]):
+        raise ValueError(f"mean has {len(mean)} values, but the images of {dataset} have {channels} channels")
     model, device = build(name, **model_args(data)), pick_device(config.device)
     load_into(model, state, where=source)
     model = to_channels_last(model).to(device).eval()
@@ -255,7 +255,7 @@ def _calibration(
 ) -> list[Tensor]:
     """Seeded choice of training images, normalised, in batches."""
     generator = torch.Generator().manual_seed(config.seed)
-    chosen = data.train.images[torch.randperm(len(data.train), generator=generator)[: config.calib]]
+    chosen = data.train.take(torch.randperm(len(data.train), generator=generator)[: config.calib])
     return [channels_last(datasets.normalise(part.to(device), mean, std)) for part in chosen.split(config.batch_size)]
 
 
