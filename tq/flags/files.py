@@ -13,34 +13,35 @@ from tq.flags.base import Output, Unchecked
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnData(Output):
-    """A file or run and the images to use with it."""
+class WithImages(Output):
+    """The images that a file is used with."""
 
-    target: Positional[str]
-    """a packed or float model.safetensors, or a run"""
     dataset: str | None = None
     """data set; default: the one named in the file"""
     data: str | None = None
     """directory that holds the data set"""
     model: str | None = None
     """package.module:factory, for a file made from your own model"""
+    runs: Path = Path("runs")
+    """directory of the runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval(WithImages):
+    """Accuracy of a file or a run's file on the test images.
+
+    $ tq eval runs/ID/model.safetensors
+    $ tq eval last --json
+    """
+
+    target: Positional[str]
+    """a packed or float model.safetensors, or a run"""
     batch_size: int = 500
     """images per forward"""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N"""
     impl: Literal["auto", "cpu", "reference"] = "auto"
     """implementation of the integer arithmetic"""
-    runs: Path = Path("runs")
-    """directory of the runs"""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Eval(OnData):
-    """Accuracy of a file or a run's file on the test images.
-
-    $ tq eval runs/ID/model.safetensors
-    $ tq eval last --json
-    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,23 +99,15 @@ class Quantize(Unchecked, QuantizeConfig, Output):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnTestImages(Output):
+class OnTestImages(WithImages):
     """A file or run, and the test images that a result is checked on."""
 
     file: Positional[str]
     """a packed model.safetensors or a run"""
-    dataset: str | None = None
-    """data set; default: the one named in the file"""
-    data: str | None = None
-    """directory that holds the data set"""
-    model: str | None = None
-    """package.module:factory, for a file made from your own model"""
     images: int = 1000
     """number of test images, evenly chosen"""
     batch_size: int = 100
     """images per forward"""
-    runs: Path = Path("runs")
-    """directory of the runs"""
 
 
 @dataclass(frozen=True, kw_only=True)
