@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tq.scheme import Scheme
 
 if TYPE_CHECKING:
-    from tq.config import TrainConfig
+    from tq.config.train import TrainConfig
 
 QUANTIZED_UPDATE = ("qsgd", "qtadam", "qtadamw")
 # the settings of their updates, and the rules that read each
