@@ -87,7 +87,7 @@ def _ours(flags: argparse.Namespace, row: str, seed: int) -> dict[str, Any]:
 
 
 def _peer(flags: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
-    images = data.load(flags.dataset, root=flags.data)
+    images = data.load(flags.dataset, root=flags.data, whole=False)
     model = build(flags.model, **model_args(images))
     load_into(model, weights_from(flags.file), where=flags.file)
     # the draw of `tq quantize`

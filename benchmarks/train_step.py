@@ -28,6 +28,7 @@ from tq.config import TrainConfig
 from tq.layers import channels_last
 from tq.machine import pick_device
 from tq.models import build
+from tq.oscillation import Oscillation
 from tq.ptq.calibrate import calibrate
 from tq.step import TrainStep, make_optimizer
 
@@ -125,7 +126,9 @@ def _step(config: TrainConfig, flags: argparse.Namespace, x: Tensor, device: tor
     if config.scheme != "float":
         attach(model, config.scheme, act_quantizer=config.act_quantizer)
         calibrate(model, [x], batch_statistics=True)
-    return TrainStep(model.train(), make_optimizer(model, config), compile=flags.compile, amp=flags.amp)
+    optimizer = make_optimizer(model, config)
+    follows = Oscillation(model, optimizer).observe
+    return TrainStep(model.train(), optimizer, compile=flags.compile, amp=flags.amp, after=follows)
 
 
 def _seconds(step: TrainStep, x: Tensor, y: Tensor) -> float:

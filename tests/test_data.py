@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tq import data
+from tq import data, imagefolder
 from tq._torchvision import import_torchvision
 from tq.data import Batches, Split
 
@@ -97,7 +97,8 @@ def test_load_digits_with_resize() -> None:
         (None, 36, "got 36 for the size None"),
     ],
 )
-def test_load_refuses_sizes(image_size: Any, resize: int | None, message: str) -> None:
+def test_load_refuses_sizes(image_size: Any, resize: int | None, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagefolder, "_available_bytes", lambda: 2**40)
     with pytest.raises(ValueError, match=message):
         data.load("digits", root=None, image_size=image_size, resize=resize)
 

@@ -80,7 +80,7 @@ def test_load_imagefolder_names_what_is_wrong(tmp_path: Path, monkeypatch: pytes
     _folder(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(imagefolder, "_available_bytes", lambda: 1000)
-        refused("10 images of 20x20 need 0.0 GiB, but 0.0 GiB are free; lower --image-size")
+        refused("10 images of 20x20 need 0.0 GiB, but 0.0 GiB are free; make them smaller or fewer")
     picture = tmp_path / "test" / "cat" / "2.png"
     picture.write_bytes(picture.read_bytes()[:100])
     refused(f"image {picture} cannot be read")

@@ -16,7 +16,7 @@ import torch
 
 from tq import events, runs
 from tq.config import TrainConfig, to_dict
-from tq.resume import read_checkpoint
+from tq.resume import read_checkpoint, write_checkpoint
 from tq.session import execute
 from tq.train import Trainer
 
@@ -68,7 +68,12 @@ def test_the_seed_reproduces_the_weights(tmp_path: Path, change: dict) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"optimizer": "hysteresis-sgd", "oscillation_freeze": 0.02, "weight_regularization": 1e-4},
+        {
+            "optimizer": "hysteresis-sgd",
+            "hysteresis": 0.0,
+            "oscillation_freeze": 0.002,
+            "weight_regularization": 1e-4,
+        },
         {"act_quantizer": "pact", "amp": True},
         {"optimizer": "qsgd", "resolution": "scheduled"},
         {"optimizer": "qtadam", "resolution": "log-t", "lr": 0.003},
@@ -97,6 +102,18 @@ def test_a_stop_in_the_middle_of_an_epoch_changes_nothing(tmp_path: Path, change
     assert again["packed_accuracy"] == whole["packed_accuracy"]
     assert again["float_accuracy"] == whole["float_accuracy"]
     assert layers(broken) == layers(path), "what is told of flips goes on too"
+    if config.optimizer == "hysteresis-sgd":
+        assert any(layer["frozen"] for layer in layers(path).values()), "nothing oscillates enough to be frozen"
+
+
+def test_a_checkpoint_without_the_figures_of_flips_is_resumed(tmp_path: Path) -> None:
+    config = TrainConfig(**SMALL)
+    whole, _ = trained(tmp_path, config)
+    _, broken = trained(tmp_path, config, stop_after=4)
+    state = read_checkpoint(broken / "checkpoint.pt")
+    del state["oscillation"]
+    write_checkpoint(broken / "checkpoint.pt", state)
+    assert trained(tmp_path, config, resume=broken)[0]["packed_accuracy"] == whole["packed_accuracy"]
 
 
 def layers(path: Path) -> dict[str, dict[str, float]]:

@@ -204,8 +204,8 @@ def _imagefolder(root: Path, image_size: int | None, resize: int | None, *, whol
     (train, train_labels), (test, test_labels), classes = imagefolder.scan(root, image_size, resize)
     if not whole:
         return DataSet("imagefolder", Split(train, train_labels), Split(test, test_labels), classes, resize=resize)
-    count, need = len(train) + len(test), train.bytes + test.bytes
-    imagefolder.check_memory(need, f"{count:,} images of {train.size}x{train.size}")
+    # Once for both: what the system keeps of the files that it has read may count as taken.
+    imagefolder.fit(len(train) + len(test), train.shape)
     decoded = Split(train.decode(), train_labels), Split(test.decode(), test_labels)
     return DataSet("imagefolder", *decoded, classes, resize=resize)
 

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from tq.imagefolder import Pictures
+from tq.imagefolder import Pictures, fit
 
 Normal = tuple[float, ...]
 """one value a channel, of pixels in 0..1"""
@@ -33,12 +33,14 @@ class Split:
     def images(self) -> Tensor:
         """All of them, kept from then on. Raises ValueError: a file is damaged, or memory does not suffice."""
         if isinstance(self._images, Pictures):
+            fit(len(self), self.shape)
             self._images = self._images.decode()
         return self._images
 
     def take(self, chosen: Tensor) -> Tensor:
         """The images with these indices int64 [n], of a folder only these decoded."""
         if isinstance(self._images, Pictures):
+            fit(len(chosen), self.shape)
             return self._images.decode(chosen.tolist())
         return self._images[chosen]
 

@@ -47,16 +47,10 @@ class Pictures:
         """(C, H, W)"""
         return (1 if self.mode == "L" else 3), self.size, self.size
 
-    @property
-    def bytes(self) -> int:
-        """That all of them take when decoded."""
-        return len(self) * math.prod(self.shape)
-
     def decode(self, chosen: Sequence[int] | None = None) -> Tensor:
-        """uint8 [N,C,H,W] of all, or of those with the chosen indices. Raises ValueError."""
+        """uint8 [N,C,H,W] of all, or of those with the chosen indices; `fit` looks for room. Raises ValueError."""
         files = self.paths if chosen is None else [self.paths[i] for i in chosen]
         need = len(files) * math.prod(self.shape)
-        check_memory(need, f"{len(files):,} images of {self.size}x{self.size}")
         images = np.empty((len(files), *self.shape), dtype=np.uint8)
         with _progress(len(files)) as progress:
             task = progress.add_task(f"decoding {len(files):,} images ({need / 2**20:,.0f} MiB)", total=len(files))
@@ -69,6 +63,11 @@ class Pictures:
 
             _in_parallel(work, range(0, len(files), CHUNK))
         return torch.from_numpy(images)
+
+
+def fit(count: int, shape: Sequence[int]) -> None:
+    """Raises ValueError: memory does not suffice for so many images [C,H,W], uint8."""
+    check_memory(count * math.prod(shape), f"{count:,} images of {shape[1]}x{shape[2]}")
 
 
 Labelled = tuple[Pictures, Tensor]
@@ -90,7 +89,7 @@ def check_memory(need_bytes: int, what: str) -> None:
     free = _available_bytes()
     if free is not None and need_bytes > 0.9 * free:
         raise ValueError(
-            f"{what} need {need_bytes / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free; lower --image-size"
+            f"{what} need {need_bytes / 2**30:.1f} GiB, but {free / 2**30:.1f} GiB are free; make them smaller or fewer"
         )
 
 
@@ -170,7 +169,8 @@ def _square(image: Image.Image, mode: str, size: int | None, resize: int | None)
         picture = picture.convert("I").point(lambda v: v * (1 / 256))
     if picture.mode != mode:
         picture = picture.convert(mode)
-    # Resizing only what the crop will keep gives the same pixels, to a rounding: the filter sees those around the box.
+    # Only what the crop will keep is resized; the filter sees the pixels around the box. The margins are not rounded to
+    # whole pixels, as a crop after the resizing would have to: that shifts the picture by half a pixel at most.
     side = min(width, height) * (size / resize)
     left, top = (width - side) / 2, (height - side) / 2
     if side != size:

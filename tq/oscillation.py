@@ -36,10 +36,9 @@ class Oscillation:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | None = None, *, threshold: float = 0.0) -> None:
         """optimizer: needed where it holds latent weights (HysteresisSGD), which are then what is frozen."""
-        states = optimizer.state if optimizer is not None else {}
         self.threshold = threshold
         self.tracks = {
-            name: _Track(layer, states.get(layer.weight, {}), freezes=threshold > 0)
+            name: _Track(layer, optimizer, freezes=threshold > 0)
             for name, layer in quant_layers(model).items()
             if layer.weight_quantizer is not None and not isinstance(layer.weight_quantizer, PowerOfTwo)
         }
@@ -101,8 +100,8 @@ class _Track:
     """The codes of one layer over time."""
 
     @torch.no_grad()
-    def __init__(self, layer: QuantLayer, state: Mapping[str, Tensor], *, freezes: bool) -> None:
-        self.layer, self.state = layer, state
+    def __init__(self, layer: QuantLayer, optimizer: Optimizer | None, *, freezes: bool) -> None:
+        self.layer, self.optimizer = layer, optimizer
         self.one_bit = layer.weight_quantizer is not None and layer.weight_quantizer.bits == 1
         self.codes = self._now()
         self.direction = torch.zeros_like(self.codes)
@@ -132,8 +131,10 @@ class _Track:
         new = (self.often > threshold) & ~self.frozen
         self.held.copy_(torch.where(new, nearest.to(torch.int8), self.held))
         self.frozen |= new
-        if "latent" in self.state:
-            self._freeze_latent(self.state["latent"], self.state["old_sign"])
+        # looked up anew: an optimizer that takes over a state_dict has new tensors
+        state = self.optimizer.state.get(self.layer.weight, {}) if self.optimizer is not None else {}
+        if "latent" in state:
+            self._freeze_latent(state["latent"], state["old_sign"])
             return
         weight, scale = self.layer.weight, self.layer.weight_codes()[1]
         value = self.held * per_weight(scale, weight)

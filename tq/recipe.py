@@ -5,10 +5,11 @@
      "rows": [{"label": "w4a4", "from": "float", "settings": {...}, "quick": {...}, "full": {...},
                "published": 92.71, "source": "LLT", "note": "..."}]}
 
-Settings are keys of TrainConfig; the later win: the table's, the version's, the row's, the row's of the version (null:
-the row is not in that version). A list of `lr` is a search: the rate of the best mean is reported. `from` is the row
-whose network of the same seed is the start, or such a row per version; `against` the row to compare with, if it is not
-the reference. "_comment" keys are ignored; null is as good as no key, except in settings. Standard library only.
+Settings are keys of TrainConfig; the later win: the table's, the version's, the row's, the row's of the version
+(null: the row is not in that version). A list of `lr` is a search: the rate of the best mean is reported. `from` is
+the row whose network of the same seed is the start, or such a row per version; `against` the row to compare with, if
+it is not the reference. "_comment" keys are ignored; null is as good as no key, except in settings and for a row's
+version. Standard library only.
 """
 
 from __future__ import annotations

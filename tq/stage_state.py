@@ -71,7 +71,9 @@ class StageState:
         # The network first: making some optimizers changes it.
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.oscillation.load_state_dict(state["oscillation"])
+        # Checkpoints of before 2026-11-22 have no such figures, and these begin anew.
+        if "tracks" in state.get("oscillation", {}):
+            self.oscillation.load_state_dict(state["oscillation"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         if self.inq is not None:

@@ -42,7 +42,7 @@ _PORTIONS = {
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Ranges, and that no setting is given where nothing reads it."""
+    """Ranges, and that no setting is given of an optimizer or a rule that is not chosen."""
     if not config.momentum < 1:
         raise ValueError(f"momentum must be below 1, got {config.momentum}")
     if not 0 <= config.qp <= 32:

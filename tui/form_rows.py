@@ -31,20 +31,25 @@ class FormRows(VerticalScroll, can_focus=False, inherit_bindings=False):
         yield Horizontal(Static("command", classes="label"), kind, classes="line")
         yield from self._rows()
 
-    async def change(self, kind: str, typed: Mapping[str, str]) -> None:
+    async def change(self, kind: str, typed: Mapping[str, str], files: Sequence[str]) -> None:
         """The fields of another command."""
-        self._kind, self._typed = kind, typed
+        self._kind, self._typed, self._files = kind, typed, files
         await self.remove_children("FormRows > .row, FormRows > Fold")
         await self.mount_all(list(self._rows()))
 
     async def turn(self, fold: Fold, errors: Mapping[str, str]) -> None:
         """Show or take away the rows of a section."""
-        inside = self._folded(fold.section)
+        if not fold.is_attached:
+            return
+        # Keys that come fast are told of when the fold has turned again: what counts is how it is now.
+        shown = [self.query(f"#row-{field.name}") for field in self._folded(fold.section)]
         if fold.open:
-            await self.mount_all([self._row(field) for field in inside], after=fold)
+            missing = [field for field, row in zip(self._folded(fold.section), shown, strict=True) if not row]
+            await self.mount_all([self._row(field) for field in missing], after=fold)
             self.judge(errors)
         else:
-            await self.query(", ".join(f"#row-{field.name}" for field in inside)).remove()
+            for row in shown:
+                await row.remove()
 
     def judge(self, errors: Mapping[str, str]) -> None:
         """A sentence below each row that is in sight and wrong; the headings count what was changed."""

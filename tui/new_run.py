@@ -113,7 +113,9 @@ class NewRunScreen(TqScreen):
         """Judge the choice; another command is another form."""
         if event.choice.id == "kind":
             self.command = event.value
-            await self.query_one(FormRows).change(self.command, self._typed[self.command])
+            await self.query_one(FormRows).change(
+                self.command, self._typed[self.command], targets.known(self.tq.snapshot)
+            )
             self._last = ""
             self._check()
             self.show(self.tq.snapshot)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from textual.events import Key
 from textual.widgets import Button, Input, Static
 
 from tq import queue, runs
@@ -97,6 +98,19 @@ async def test_sections_unfold_by_key_and_mouse_and_count_what_was_changed(dashb
         await pilot.click(heading)
         await pilot.pause()
         assert not app.screen.query("#field-momentum")
+
+
+@pytest.mark.parametrize("presses", [2, 3, 4, 5])
+async def test_a_heading_that_is_turned_fast_ends_as_it_was_turned_last(dashboard: Build, presses: int) -> None:
+    async with (app := dashboard()).run_test(size=(80, 40)) as pilot:
+        await pilot.press("n")
+        heading = fold(app, "learning rate")
+        heading.focus()
+        for _ in range(presses):
+            app.post_message(Key("space", " "))
+        await pilot.pause(0.3)
+        assert heading.open == (presses % 2 == 1)
+        assert len(app.screen.query("#field-momentum")) == presses % 2
 
 
 async def test_a_section_with_a_change_opens_unfolded(dashboard: Build) -> None:

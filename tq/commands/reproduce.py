@@ -182,14 +182,13 @@ def _files(table: recipe.Table, flags: Reproduce) -> list[Path]:
     files = [path, path.with_suffix(".json") if path.suffix != ".json" else path.with_name(path.name + ".json")]
     if table.name.endswith(".json") and Path(flags.table).resolve() in [file.resolve() for file in files]:
         raise ValueError(f"--out {flags.out} would write over the recipe {flags.table}; choose another name")
-    if flags.out is None:
-        path.parent.mkdir(parents=True, exist_ok=True)
     return files
 
 
 def _write(result: dict[str, Any], files: Sequence[Path]) -> None:
     as_json = json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     for file, text in zip(files, (report.markdown(result), as_json), strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
         with atomic(file) as out:
             out.write(text.encode())
 

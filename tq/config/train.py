@@ -48,7 +48,8 @@ class TrainConfig:
     act_quantizer: Literal["clip", "pact", "lsq", "lsq+"] = "lsq"
     """clip (fixed step 1), pact (learned range), lsq (learned step), lsq+ (the zero point of signed inputs too)"""
     pact_start: Literal["calibrated", "published"] = "calibrated"
-    """where pact's learned range starts: calibrated with a few images, or at 2^bits - 1 as published"""
+    """where pact's learned range starts: calibrated with a few images, or at the largest code (2^bits - 1 for inputs
+    that are never negative), as published for Quantized_ResNet"""
     weight_quantizer: Literal["auto", "scaled-sign", "lsq"] = "auto"
     """auto: scaled-sign at 1 bit, lsq (learned step) above"""
     granularity: Literal["channel", "tensor", "group"] = "channel"
@@ -62,7 +63,7 @@ class TrainConfig:
     """threshold that a latent weight must pass on the other side before its sign flips"""
     hysteresis_mode: Literal["loop", "one-step"] = "loop"
     """loop: keep the sign inside the threshold;
-    one-step: use the raw latent weight for that step, as published in code"""
+    one-step: use scale times latent weight for that step, as published in code"""
     hysteresis_relative: bool = False
     """threshold in units of the weight scale instead of latent units"""
     resolution: Literal["on-demand", "scheduled", "log-t"] = "on-demand"
