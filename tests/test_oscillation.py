@@ -112,7 +112,9 @@ def test_freezing_one_bit_weights_holds_their_sign() -> None:
             layer.weight[0, 0, 0, 0] = 0.01 if number % 2 else -0.01
             moves.observe()
     assert bool(moves.tracks["0"].frozen[0, 0, 0, 0])
-    assert float(layer.weight[0, 0, 0, 0].detach().abs()) == pytest.approx(float(layer.weight_codes()[1][0].detach()), rel=0.05)
+    assert float(layer.weight[0, 0, 0, 0].detach().abs()) == pytest.approx(
+        float(layer.weight_codes()[1][0].detach()), rel=0.05
+    )
 
 
 def test_freezing_holds_the_latent_weights_of_hysteresis() -> None:
