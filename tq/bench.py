@@ -26,9 +26,11 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from tq import checkpoint, data, machine
+from tq import checkpoint, machine
 from tq.config import BenchConfig
 from tq.contenders import REFERENCE, Contender, contenders
+from tq.data import normalise
+from tq.describe import images_of, normal_of
 from tq.evaluate import largest_difference
 from tq.file_format import Info
 from tq.layers import channels_last
@@ -126,8 +128,7 @@ def _images(info: Info, config: BenchConfig, path: str | Path) -> tuple[Tensor, 
     if not name:
         raise ValueError(f"{path} does not name its data set; pass --dataset NAME (and --data DIR)")
     try:
-        size, resize = map(info.data.get, ("size", "resize"))
-        found = data.load(name, root=config.data, image_size=size, resize=resize, whole=False)
+        found = images_of(info, name, config.data)
     except ValueError as error:
         raise ValueError(f"benchmarks run on real images, but {error}; or pass another --dataset") from None
     channels = info.data.get("channels") or found.test.shape[0]
@@ -136,8 +137,7 @@ def _images(info: Info, config: BenchConfig, path: str | Path) -> tuple[Tensor, 
     count = min(ACCURACY_IMAGES, len(found.test))
     # a batch larger than the test split sees its first images again
     index = torch.arange(max(count, CHECKED_IMAGES, *config.batch)) % len(found.test)
-    mean, std = tuple(info.data.get("mean") or found.mean), tuple(info.data.get("std") or found.std)
-    return data.normalise(found.test.take(index), mean, std), found.test.labels[:count]
+    return normalise(found.test.take(index), *normal_of(info, found)), found.test.labels[:count]
 
 
 def _check(contenders: list[Contender], reference: Callable[[Tensor], Tensor], images: Tensor, size: int) -> list[_Row]:

@@ -1,11 +1,11 @@
-"""What a data set asks of a network, and what a file says about itself."""
+"""What a data set asks of a network, what a file says about itself, and the images as it says."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from tq.data import DataSet
+from tq.data import DataSet, Normal, load
 from tq.file_format import Info
 
 
@@ -13,6 +13,20 @@ def model_args(data: DataSet) -> dict[str, int]:
     """The arguments that every model builder takes, from the data."""
     channels, size, _ = data.train.shape
     return {"num_classes": len(data.classes), "in_channels": channels, "image_size": size}
+
+
+def images_of(info: Info, name: str, root: str | None, *, image_size: int | None = None) -> DataSet:
+    """The data set `name`, decoded when needed, as the file says, or with square images of `image_size` pixels.
+
+    Raises ValueError.
+    """
+    size, resize = (image_size, None) if image_size else map(info.data.get, ("size", "resize"))
+    return load(name, root=root, image_size=size, resize=resize, whole=False)
+
+
+def normal_of(info: Info, images: DataSet, mean: Normal = (), std: Normal = ()) -> tuple[Normal, Normal]:
+    """Mean and std per channel: those given, else the file's, else the data set's, which may have to be decoded."""
+    return tuple(mean or info.data.get("mean") or images.mean), tuple(std or info.data.get("std") or images.std)
 
 
 def describe(model: str, data: DataSet, mean: Sequence[float], std: Sequence[float], metrics: dict[str, Any]) -> Info:

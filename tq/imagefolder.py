@@ -1,8 +1,8 @@
 """Pictures on disk become square uint8 tensors: a folder of classes as two splits, or one file by itself.
 
 `scan` finds the files of ROOT/train/<class>/* and ROOT/test (or val) and checks that both have the same classes;
-`Pictures.decode` reads them on all cores into memory, after it has checked that they will fit. `read_image` gives one
-picture just as `decode` would give it, so a prediction sees what training saw. A picture is resized (bilinear,
+`Pictures.decode` reads them on all cores into memory; `fit` says beforehand whether there is room. `read_image` gives
+one picture just as `decode` would give it, so a prediction sees what training saw. A picture is resized (bilinear,
 antialiased) until its shorter side has `resize` pixels, by default as many as are kept, and cropped at its centre. A
 bad folder or file is a ValueError of one sentence.
 """
@@ -48,12 +48,13 @@ class Pictures:
         return (1 if self.mode == "L" else 3), self.size, self.size
 
     def decode(self, chosen: Sequence[int] | None = None) -> Tensor:
-        """uint8 [N,C,H,W] of all, or of those with the chosen indices; `fit` looks for room. Raises ValueError."""
+        """uint8 [N,C,H,W] of all, or of those with the chosen indices. Raises ValueError."""
         files = self.paths if chosen is None else [self.paths[i] for i in chosen]
-        need = len(files) * math.prod(self.shape)
         images = np.empty((len(files), *self.shape), dtype=np.uint8)
         with _progress(len(files)) as progress:
-            task = progress.add_task(f"decoding {len(files):,} images ({need / 2**20:,.0f} MiB)", total=len(files))
+            task = progress.add_task(
+                f"decoding {len(files):,} images ({images.nbytes / 2**20:,.0f} MiB)", total=len(files)
+            )
 
             def work(begin: int) -> None:
                 chunk = files[begin : begin + CHUNK]

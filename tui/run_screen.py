@@ -76,7 +76,6 @@ class RunScreen(RunActions, TqScreen):
         self.panel = Panel(id="panel")
         self._full: Literal["", "chart", "panel"] = ""
         """what has the screen for itself"""
-        self._texts: dict[str, Content] = {}
 
     def compose(self) -> ComposeResult:
         """From top to bottom; trouble is shown before any chart."""
@@ -124,16 +123,16 @@ class RunScreen(RunActions, TqScreen):
             return
         run = self.run
         at = Content.assemble((run.path.name, "$muted"), " ")
-        self._put("#bar", spread(logo(run.name), at, width))
-        self._put("#status", run_text.status_line(run, width - 2))
-        self._put("#tiles", run_text.tiles(run.state, width - 2))
-        self._put("#size", run_text.size(run.state, width - 2))
+        self.put("#bar", spread(logo(run.name), at, width), layout=False)
+        self.put("#status", run_text.status_line(run, width - 2), layout=False)
+        self.put("#tiles", run_text.tiles(run.state, width - 2), layout=False)
+        self.put("#size", run_text.size(run.state, width - 2), layout=False)
         self._arrange(run)
         self._draw_trouble(run)
         if self.has_curves:
             self.charts.draw(run.state)
         else:
-            self._put("#waiting-text", run_text.waiting(run), layout=True)
+            self.put("#waiting-text", run_text.waiting(run))
         self.panel.draw(run)
         self.query_one(Footer).check()
 
@@ -273,12 +272,6 @@ class RunScreen(RunActions, TqScreen):
         self.on_input_submitted()
         self.redraw()
 
-    def _put(self, selector: str, content: Content, *, layout: bool = False) -> None:
-        """Update a text, if it has changed: a layout twice a second is what would keep an idle dashboard busy."""
-        if self._texts.get(selector) != content:
-            self._texts[selector] = content
-            self.query_one(selector, Static).update(content, layout=layout)
-
     def _draw_trouble(self, run: RunView) -> None:
         box = self.query_one("#trouble", Static)
         # On a small terminal the first line and the last two say most.
@@ -287,4 +280,4 @@ class RunScreen(RunActions, TqScreen):
         if found is not None:
             tone, words = found
             box.set_classes(tone)
-            self._put("#trouble", words, layout=True)
+            self.put("#trouble", words)

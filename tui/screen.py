@@ -49,11 +49,14 @@ class TqScreen(Keyed, Screen[None]):
             sentence = f"tq needs a terminal of {LEAST[0]}x{LEAST[1]}; this one is {width}x{height}"
             self.query_one("#too-small", Static).update(sentence)
 
-    def put(self, selector: str, content: Content | str) -> None:
-        """Change the text of a Static, if it is another: Textual would lay out the whole screen again for the same."""
+    def put(self, selector: str, content: Content | str, *, layout: bool = True) -> None:
+        """Change the text of a Static, if it is another: Textual would lay out the whole screen again for the same.
+
+        layout: False where its size cannot change; a layout twice a second is what would keep an idle dashboard busy.
+        """
         static = self.query_one(selector, Static)
         if static.content != content:
-            static.update(content)
+            static.update(content, layout=layout)
 
     def redraw(self) -> None:
         """Draw the app's snapshot, unless this screen is not complete yet or is being taken down."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tq import checkpoint
 from tq import data as datasets
 from tq.commands.evaluate import data_of, file_of, own_model
+from tq.describe import normal_of
 from tq.file_format import Info
 from tq.flags.files import OnTestImages
 from tq.layers import channels_last
@@ -63,9 +64,8 @@ def sample_of(info: Info, flags: OnTestImages, device: torch.device | str = "cpu
     data = data_of(info, flags.dataset, flags.data)
     count = min(flags.images, len(data.test))
     chosen = torch.linspace(0, len(data.test) - 1, count).round().long()
-    mean, std = tuple(info.data.get("mean") or data.mean), tuple(info.data.get("std") or data.std)
     images, labels = data.test.take(chosen), data.test.labels[chosen]
-    return Sample(data.name, images, labels, mean, std, flags.batch_size, torch.device(device))
+    return Sample(data.name, images, labels, *normal_of(info, data), flags.batch_size, torch.device(device))
 
 
 def progress_on(log: Console) -> Progress:

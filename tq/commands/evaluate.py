@@ -14,6 +14,7 @@ from tq import checkpoint, runs
 from tq import data as datasets
 from tq.byte_size import size_text
 from tq.commands.output import show
+from tq.describe import images_of, normal_of
 from tq.evaluate import evaluate
 from tq.file_format import Info
 from tq.flags.files import Eval, Inspect, Predict
@@ -32,13 +33,8 @@ def eval(flags: Eval, argv: list[str]) -> None:
     device = pick_device(flags.device)
     model = checkpoint.load(path, model=own_model(flags.model, info), impl=flags.impl, device=device)
     data = data_of(info, flags.dataset, flags.data)
-    batches = datasets.eval_batches(
-        data.test,
-        batch_size=flags.batch_size,
-        device=device,
-        mean=info.data.get("mean") or data.mean,
-        std=info.data.get("std") or data.std,
-    )
+    mean, std = normal_of(info, data)
+    batches = datasets.eval_batches(data.test, batch_size=flags.batch_size, device=device, mean=mean, std=std)
     result = evaluate(model, batches)
     fields = {
         "file": str(path), "accuracy": result.accuracy, "correct": result.correct, "total": result.total,
@@ -129,8 +125,7 @@ def data_of(info: Info, name: str | None, root: str | None) -> datasets.DataSet:
     chosen = name or info.data.get("name")
     if chosen is None:
         raise ValueError("the file does not name its data set; pass --dataset and --data")
-    said = info.data
-    data = datasets.load(chosen, root=root, image_size=said.get("size"), resize=said.get("resize"), whole=False)
+    data = images_of(info, chosen, root)
     if info.classes and len(data.classes) != len(info.classes):
         raise ValueError(
             f"the file has {len(info.classes)} classes, data set {chosen} has {len(data.classes)}; is it the right one?"

@@ -28,7 +28,7 @@ from tq.commands.checking import progress_on
 from tq.commands.evaluate import file_of
 from tq.commands.output import print_result, stderr
 from tq.config import QuantizeConfig
-from tq.describe import describe, model_args
+from tq.describe import describe, images_of, model_args, normal_of
 from tq.divergence import compare, twins
 from tq.evaluate import evaluate
 from tq.file_format import FORMAT, Info
@@ -64,12 +64,8 @@ def quantize(flags: Quantize, argv: list[str]) -> None:
     dataset = config.dataset or info.data.get("name")
     if dataset is None:
         raise ValueError(f"{source} does not name a data set for calibration; pass --dataset and --data")
-    size, resize = (config.image_size, None) if config.image_size else map(info.data.get, ("size", "resize"))
-    data = datasets.load(dataset, root=config.data, image_size=size, resize=resize, whole=False)
-    mean, std = (
-        config.mean or tuple(info.data.get("mean") or data.mean),
-        config.std or tuple(info.data.get("std") or data.std),
-    )
+    data = images_of(info, dataset, config.data, image_size=config.image_size)
+    mean, std = normal_of(info, data, config.mean, config.std)
     if len(mean) != (channels := data.train.shape[0]):
         raise ValueError(f"mean has {len(mean)} values, but the images of {dataset} have {channels} channels")
     model, device = build(name, **model_args(data)), pick_device(config.device)
