@@ -23,6 +23,7 @@ from tui.system import Gpu, System
 
 MakeRun = Callable[..., Path]
 Build = Callable[..., TqApp]
+Settle = Callable[..., Awaitable[None]]
 LARGE = (120, 36)
 
 
@@ -217,10 +218,12 @@ async def test_p_goes_through_all_runs_marked_runs_and_no_picture(demo: list[Pat
         assert picture.border_subtitle.startswith("5 runs, ")
 
 
-async def test_a_click_on_a_dot_chooses_its_run(demo: list[Path], dashboard: Build) -> None:
+async def test_a_click_on_a_dot_chooses_its_run(demo: list[Path], dashboard: Build, settle: Settle) -> None:
     async with (app := dashboard()).run_test(size=LARGE) as pilot:
         await app.polled()
         await pilot.pause()
+        # On a busy machine its size is known later than the runs.
+        await settle(app, lambda: any(one._cells for one in app.screen.query(Pareto)))
         picture = app.screen.query_one(Pareto)
         x, y, dot = picture._cells[0]
         assert dot.path != home(app).run.path
