@@ -20,10 +20,21 @@ class Panel(VerticalScroll):
         self.search = Search()
         self._at = 0
         self._drawn: tuple[str, Content] | None = None
+        self._at_end = True
 
     def compose(self) -> ComposeResult:
         """One text."""
         yield Static(id="panel-body")
+
+    def watch_scroll_y(self, old_value: float, new_value: float) -> None:
+        """Whether it was left at its end: only scrolling says so, as growing text and a smaller panel move the end."""
+        super().watch_scroll_y(old_value, new_value)
+        self._at_end = new_value >= self.max_scroll_y
+
+    def on_resize(self) -> None:
+        """Stay at the end of a log that is followed."""
+        if self._follows():
+            self.scroll_end(animate=False)
 
     def turn(self, by: int) -> None:
         """The next or the previous panel."""
@@ -43,11 +54,9 @@ class Panel(VerticalScroll):
         if (name, content) == self._drawn:
             return
         turned = self._drawn is None or name != self._drawn[0]
-        # A log is followed unless it was scrolled up; the other panels are read from their start.
-        follow = name == "log" and not self.search.needle and (turned or self.is_vertical_scroll_end)
         self._drawn = name, content
         self.query_one("#panel-body", Static).update(content)
-        if follow:
+        if self._follows(turned=turned):
             self.scroll_end(animate=False)
         elif turned:
             self.scroll_home(animate=False)
@@ -57,6 +66,10 @@ class Panel(VerticalScroll):
         line = self.search.line(run.output)
         if line is not None:
             self.scroll_to(y=max(0, line - self.size.height // 2), animate=False)
+
+    def _follows(self, *, turned: bool = False) -> bool:
+        """A log is followed unless it was scrolled up or is searched; the other panels are read from their start."""
+        return panels.NAMES[self._at] == "log" and not self.search.needle and (turned or self._at_end)
 
     def _found(self, run: RunView) -> Content:
         """How many lines match, for the lower border."""

@@ -282,25 +282,41 @@ def test_search_ignores_case_and_knows_no_markup(needle: str, want: list[int]) -
     assert panels.Search(needle).matches(lines) == want
 
 
-async def test_log_is_followed_until_it_is_scrolled(make_run: MakeRun, dashboard: Build) -> None:
+async def test_log_is_followed_until_it_is_scrolled(make_run: MakeRun, dashboard: Build, settle: Settle) -> None:
     path = make_run("5ea2", output=LOG, end=None)
+
+    def write(line: str) -> None:
+        with (path / "out.log").open("a") as file:
+            file.write(f"{line}\n")
+
     async with (app := dashboard(path)).run_test(size=(80, 24)) as pilot:
-        await app.polled()
-        await pilot.pause()
         panel = app.screen.query_one("#panel")
-        assert panel.is_vertical_scroll_end
-        with (path / "out.log").open("a") as file:
-            file.write("one more\n")
-        await app.polled()
-        await pilot.pause()
-        assert panel.is_vertical_scroll_end
+
+        def ends_with(line: str) -> bool:
+            run = screen_of(app).run
+            return run is not None and run.output[-1] == line and panel.scroll_y == panel.max_scroll_y > 0
+
+        await settle(app, lambda: ends_with(LOG.splitlines()[-1]))
+        write("one more")
+        await settle(app, lambda: ends_with("one more"))
+        # Two draws before the first is laid out: the end moves twice, and nobody has scrolled.
+        for line in ("two more", "three more"):
+            write(line)
+            await app.polled()
+        await settle(app, lambda: ends_with("three more"))
+        # The panel gets smaller, and no new line comes.
+        rows = panel.size.height
+        await pilot.resize_terminal(80, 20)
+        await settle(app, lambda: panel.size.height < rows and ends_with("three more"))
         await pilot.press("home")
-        await pilot.pause()
-        with (path / "out.log").open("a") as file:
-            file.write("and another\n")
-        await app.polled()
+        await settle(app, lambda: panel.scroll_y == 0)
+        write("and another")
+        rows = panel.virtual_size.height
+        await settle(app, lambda: panel.virtual_size.height > rows)
         await pilot.pause()
         assert panel.scroll_y == 0
+        await pilot.press("end")
+        await settle(app, lambda: ends_with("and another"))
 
 
 # --- acting on it ---
