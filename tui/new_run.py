@@ -94,15 +94,16 @@ class NewRunScreen(TqScreen):
         self.redraw()
 
     def on_descendant_focus(self, event: DescendantFocus) -> None:
-        """Explain the field that has the focus."""
-        named = [w.id for w in event.widget.ancestors_with_self if w.id]
+        """Explain the field that has the focus, not the event's: those of two fields may overtake each other."""
+        widget = self.focused or event.widget
+        named = [w.id for w in widget.ancestors_with_self if w.id]
         field = next((f for f in FORMS[self.command].fields if f"field-{f.name}" in named), None)
         if field is not None:
             text = f"{field.label}: {field.help}"
-        elif isinstance(event.widget, Fold):
-            text = f"{event.widget.section}: enter shows these settings, or folds them away"
+        elif isinstance(widget, Fold):
+            text = f"{widget.section}: enter shows these settings, or folds them away"
         else:
-            text = _HELP.get(event.widget.id or "", "")
+            text = _HELP.get(widget.id or "", "")
         self.query_one("#help", Static).update(text)
 
     def on_input_changed(self, event: Input.Changed) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.content import Content
 from textual.events import Resize
-from textual.widgets import DataTable, Static
+from textual.widgets import Static
 
 from tq import queue
 from tq.byte_size import size_text
@@ -22,6 +22,7 @@ from tui.footer import Footer
 from tui.job_screen import REFRESH_S, SIGNS, JobScreen
 from tui.jobs import Job
 from tui.keys import Key
+from tui.queue_table import QueueTable
 from tui.results import number
 from tui.screen import TqScreen, logo, spread
 from tui.state import ICONS, Snapshot
@@ -85,31 +86,29 @@ class QueueScreen(TqScreen):
     def __init__(self) -> None:
         super().__init__()
         self.found = Found()
-        self._keys_drawn: tuple[list[str], list[str]] = ([], [])
+        self.entries = QueueTable("", "State", "Run", "Device", "Command", id="entries")
+        self.jobs = QueueTable("State", "What", "Of", "When", "Found", id="jobs")
         self._failed = ""
 
     def compose(self) -> ComposeResult:
         """Bar, queue, results."""
         yield Static(id="bar")
         yield Static(id="lanes")
-        yield DataTable(id="entries", cursor_type="row", cell_padding=1)
+        yield self.entries
         yield Static(EMPTY, id="no-entries", classes="hint-line", markup=False)
         yield Static("results", id="results-title")
-        yield DataTable(id="jobs", cursor_type="row", cell_padding=1)
+        yield self.jobs
         yield Static(NO_JOBS, id="no-jobs", classes="hint-line", markup=False)
         yield Footer()
 
     def on_mount(self) -> None:
         """Read at once, then again and again."""
-        for name in ("#entries", "#jobs"):
-            self.query_one(name, DataTable).show_header = True
         self.set_interval(REFRESH_S, self.read)
         self.read()
         self.show(self.tq.snapshot)
 
     def on_resize(self, event: Resize) -> None:
         """The last column takes what is left."""
-        self._keys_drawn = ([], [])
         self.redraw()
 
     def on_screen_resume(self) -> None:
@@ -124,12 +123,12 @@ class QueueScreen(TqScreen):
     @property
     def entry(self) -> Entry | None:
         """The chosen entry, if the queue has the focus."""
-        return self._chosen("#entries", self.found.entries)
+        return self._chosen(self.entries, self.found.entries, self.found.jobs)
 
     @property
     def chosen_job(self) -> Job | None:
         """The chosen job, if the results have the focus."""
-        return self._chosen("#jobs", self.found.jobs)
+        return self._chosen(self.jobs, self.found.jobs, self.found.entries)
 
     def show(self, snapshot: Snapshot) -> None:
         """Draw what was read last."""
@@ -139,14 +138,15 @@ class QueueScreen(TqScreen):
         right = Content.styled(f"{waiting} waiting ", "$primary" if waiting else "$muted")
         self.query_one("#bar", Static).update(spread(logo("queue"), right, self.size.width))
         self.query_one("#lanes", Static).update(self._lanes())
-        rows = {e.id: self._entry_cells(i, e) for i, e in enumerate(self.found.entries)}
-        self._fill("#entries", ("", "State", "Run", "Device", "Command"), rows, 0)
-        rows = {job.id: self._job_cells(job) for job in self.found.jobs}
-        self._fill("#jobs", ("State", "What", "Of", "When", "Found"), rows, 1)
+        entries = {entry.id: self._entry_cells(i, entry) for i, entry in enumerate(self.found.entries)}
+        # A heading and its rows, but never so many that the results below have no room.
+        self.entries.styles.height = min(len(entries) + 1, max(4, self.size.height // 2 - 3))
+        self.entries.fill(entries, self.size.width)
+        self.jobs.fill({job.id: self._job_cells(job) for job in self.found.jobs}, self.size.width)
         self.query_one("#no-entries").display = not self.found.entries
         self.query_one("#no-jobs").display = not self.found.jobs
         if self.focused is None and (self.found.entries or self.found.jobs):
-            self.query_one("#entries" if self.found.entries else "#jobs").focus()
+            (self.entries if self.found.entries else self.jobs).focus()
         self.query_one(Footer).check()
 
     # --- keys ---
@@ -219,9 +219,7 @@ class QueueScreen(TqScreen):
 
     # --- drawing ---
 
-    def _chosen(self, selector: str, rows: tuple[Any, ...]) -> Any:
-        table = self.query_one(selector, DataTable)
-        other = self.found.jobs if selector == "#entries" else self.found.entries
+    def _chosen(self, table: QueueTable, rows: tuple[Any, ...], other: tuple[Any, ...]) -> Any:
         # With one table empty the other is meant, wherever the focus is.
         if not (table.has_focus or not other) or not 0 <= table.cursor_row < len(rows):
             return None
@@ -242,30 +240,6 @@ class QueueScreen(TqScreen):
             else:
                 parts += [("○ ", "$muted"), (runner.device, "bold"), ("  idle   ", "$muted")]
         return Content.assemble(*parts)
-
-    def _fill(self, selector: str, titles: tuple[str, ...], rows: dict[str, list[Text]], at: int) -> None:
-        """Bring a table up to date; its cursor stays on its row."""
-        table = self.query_one(selector, DataTable)
-        table.display = bool(rows)
-        # A heading and its rows, but never so many that the other table has no room.
-        table.styles.height = min(len(rows) + 1, max(4, self.size.height // 2 - 3)) if at == 0 else "1fr"
-        kept = table.cursor_row
-        known = self._keys_drawn[at]
-        chosen = known[kept] if 0 <= kept < len(known) else None
-        if list(rows) != known:
-            table.clear(columns=True)
-            for title in titles:
-                table.add_column(title, key=title)
-            for key, cells in rows.items():
-                table.add_row(*cells, key=key)
-            known[:] = list(rows)
-            if chosen in rows:
-                table.move_cursor(row=known.index(chosen))
-            return
-        for key, cells in rows.items():
-            for title, cell in zip(titles, cells, strict=True):
-                if table.get_cell(key, title) != cell:
-                    table.update_cell(key, title, cell, update_width=True)
 
     def _entry_cells(self, index: int, entry: Entry) -> list[Text]:
         icon, tone = ICONS.get(entry.state, ("○", "muted"))

@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual.app import App
 from textual.content import Content
+from textual.pilot import Pilot
+from textual.widget import Widget
 from textual.widgets import Static
 
 from tq import runs
@@ -33,6 +36,48 @@ def _same_everywhere(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.T
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
     monkeypatch.setattr(runs, "_git_commit", lambda: "0123abc")
     monkeypatch.setattr("platform.python_version", lambda: "3.11.0")
+
+
+@pytest.fixture(autouse=True)
+def _patient_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pilot's `pause` ends when every message has been handled, and `press` waits so after every key.
+
+    Textual's own waits for the processor to be idle, which a process that gets no processor is.
+    """
+    wait = Pilot._wait_for_screen
+
+    async def wait_until_quiet(pilot: Pilot[object], timeout: float = 60) -> bool:
+        done = await wait(pilot, timeout)
+        async with asyncio.timeout(timeout):
+            calm = 0
+            while done and calm < 3 and not (pilot.app._exit or pilot.app._exception):
+                await asyncio.sleep(0.001)
+                calm = 0 if any(_is_busy(pump) for pump in _pumps(pilot.app)) else calm + 1
+        return done
+
+    async def press(pilot: Pilot[object], *keys: str) -> None:
+        for key in keys:
+            await pilot.app._press_keys([key])
+            await pilot._wait_for_screen()
+
+    monkeypatch.setattr(Pilot, "_wait_for_screen", wait_until_quiet)
+    monkeypatch.setattr(Pilot, "press", press)
+
+
+def _pumps(app: App[object]) -> list[App[object] | Widget]:
+    return [app, *(node for screen in app.screen_stack for node in screen.walk_children(with_self=True))]
+
+
+def _is_busy(pump: App[object] | Widget) -> bool:
+    """Whether a message waits or is being handled, or a layout is due."""
+    if pump._closing:
+        return False
+    if (isinstance(pump, Widget) and not pump.is_mounted) or pump._next_callbacks:
+        return True
+    if pump is pump.app.screen and (pump._callbacks or pump._layout_required or pump._dirty_widgets):
+        return True
+    queue = pump._message_queue
+    return not queue.empty() or not queue.ready_event._waiters  # a pump at rest waits for its queue
 
 
 @pytest.fixture

@@ -38,8 +38,9 @@ def after(*keys: str, show: Callable[[TqApp], object] = lambda app: None) -> Cal
         await app.polled()
         show(app)
         await pilot.pause()
-        await pilot.press(*keys)
-        await app.workers.wait_for_complete()
+        for key in keys:
+            await pilot.press(key)
+            await app.workers.wait_for_complete()
         await app.polled()
         for box in app.screen.query(Input):
             box.cursor_blink = False

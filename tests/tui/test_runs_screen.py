@@ -330,15 +330,15 @@ async def test_five_hundred_runs_are_listed(root: Path, dashboard: Build) -> Non
 
 @pytest.mark.parametrize("size", [(59, 24), (80, 15)])
 async def test_a_terminal_that_is_too_small_says_what_is_needed(
-    demo: list[Path], dashboard: Build, size: tuple[int, int]
+    demo: list[Path], dashboard: Build, settle: Settle, size: tuple[int, int]
 ) -> None:
+    sentence = f"tq needs a terminal of 60x16; this one is {size[0]}x{size[1]}"
     async with (app := dashboard()).run_test(size=size) as pilot:
-        await app.polled()
-        assert shown(app, "#too-small") == f"tq needs a terminal of 60x16; this one is {size[0]}x{size[1]}"
+        await settle(app, lambda: shown(app, "#too-small") == sentence)
         assert app.screen.query_one("#too-small").display
         await pilot.resize_terminal(60, 16)
-        assert not app.screen.query_one("#too-small").display
-        assert len(names(app)) == 6
+        await settle(app, lambda: not app.screen.query_one("#too-small").display)
+        await settle(app, lambda: len(names(app)) == 6)
 
 
 @pytest.mark.parametrize(
