@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
@@ -25,6 +25,9 @@ from tui.job_screen import start_job
 from tui.keys import Key
 from tui.screen import TqScreen, logo, spread
 from tui.state import Snapshot
+
+if TYPE_CHECKING:
+    from tui.app import TqApp
 
 
 def _wrong(screen: NewRunScreen) -> str:
@@ -155,47 +158,48 @@ class NewRunScreen(TqScreen):
             return
         self._busy = True
         self.query_one("#error", Static).update(Content.styled("starting the trainer ...", "$primary"))
-        self.run_worker(
-            partial(self._launch, list(self.verdict.words), self._run_name()), thread=True, exit_on_error=False
-        )
+        work = partial(self._launch, self.tq, list(self.verdict.words), self._run_name())
+        self.tq.run_worker(work, thread=True, exit_on_error=False)
 
     def action_enqueue(self) -> None:
         """Put the run into the queue of its device; the form stays, for the next one."""
-        self.run_worker(
-            partial(self._enqueue, list(self.verdict.words), self._run_name(), self.verdict.config.device),
-            thread=True,
-            exit_on_error=False,
-        )
+        work = partial(self._enqueue, self.tq, list(self.verdict.words), self._run_name(), self.verdict.config.device)
+        self.tq.run_worker(work, thread=True, exit_on_error=False)
 
-    # --- in worker threads ---
+    # --- in worker threads of the app, which this screen, once left, knows no more ---
 
-    def _launch(self, argv: list[str], name: str) -> None:
+    def _launch(self, app: TqApp, argv: list[str], name: str) -> None:
         try:
-            path = runs.launch(argv, root=self.tq.root, name=name)
+            path = runs.launch(argv, root=app.root, name=name)
         except (ValueError, OSError) as error:
-            self.app.call_from_thread(self._failed, str(error))
+            app.call_from_thread(self._failed, str(error))
         else:
-            self.app.call_from_thread(self._launched, path)
+            app.call_from_thread(self._launched, path)
 
-    def _enqueue(self, argv: list[str], name: str, device: str) -> None:
+    def _enqueue(self, app: TqApp, argv: list[str], name: str, device: str) -> None:
         try:
-            entry = queue.add(self.tq.root, argv, name=name, device=device, start=True)
-            waiting = sum(e.waiting for e in queue.entries(self.tq.root, entry.device))
+            entry = queue.add(app.root, argv, name=name, device=device, start=True)
+            waiting = sum(e.waiting for e in queue.entries(app.root, entry.device))
         except (ValueError, OSError) as error:
-            self.app.call_from_thread(self._failed, str(error))
+            app.call_from_thread(self._failed, str(error))
         else:
             said = f"{name} waits for {entry.device}, {waiting} in all; change something and queue another"
-            self.app.call_from_thread(self.notify, said, markup=False)
+            app.call_from_thread(app.notify, said, markup=False)
 
     def _failed(self, sentence: str) -> None:
         self._busy = False
-        if self.is_attached:
+        if self.is_active:
             self.query_one("#error", Static).update(_bad(sentence))
+        else:
+            self.tq.notify(sentence, severity="error", markup=False)
 
     def _launched(self, path: Path) -> None:
-        self.dismiss()
         self.tq.poller.poke()
-        self.tq.open_run(path)
+        if self.is_active:
+            self.dismiss()
+            self.tq.open_run(path)
+        else:
+            self.tq.notify(f"{path.name} has started", markup=False)
 
     def _focus_first(self) -> None:
         """The first field; where the file is known already, the button that starts it."""

@@ -60,7 +60,7 @@ class TqScreen(Keyed, Screen[None]):
 
     def redraw(self) -> None:
         """Draw the app's snapshot, unless this screen is not complete yet or is being taken down."""
-        if self.is_mounted and self.tq.is_running:
+        if self.is_mounted and self.tq.is_running and self in self.tq.screen_stack:
             self.show(self.tq.snapshot)
 
     def show(self, snapshot: Snapshot) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from tui.choice import Choice
 from tui.fold import Fold
 from tui.job_screen import JobScreen
 from tui.new_run import NewRunScreen
+from tui.runs_screen import RunsScreen
 
 Build = Callable[..., TqApp]
 Said = Callable[[TqApp], str]
@@ -205,6 +207,28 @@ async def test_a_trainer_that_does_not_start_is_told_in_the_form(
         await pilot.press("n", "ctrl+s")
         await settle(app, lambda: "did not start: tq: no [such] file" in text_of(app, "#error"))
         assert isinstance(app.screen, NewRunScreen)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_a_form_that_was_left_while_the_trainer_starts_tells_how_that_ended(
+    fails: bool, dashboard: Build, demo: list[Path], said: Said, settle: Settle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+
+    def launch(*_: object, **__: object) -> Path:
+        assert go.wait(60)
+        if fails:
+            raise ValueError("the trainer did not start: no [such] file")
+        return demo[0]
+
+    monkeypatch.setattr(runs, "launch", launch)
+    async with (app := dashboard()).run_test(size=(80, 24)) as pilot:
+        await pilot.press("n", "ctrl+s", "escape")
+        assert not isinstance(app.screen, NewRunScreen)
+        go.set()
+        told = "did not start: no [such] file" if fails else f"{demo[0].name} has started"
+        await settle(app, lambda: told in said(app))
+        assert isinstance(app.screen, RunsScreen), "who has gone on to something else is left there"
 
 
 async def test_a_bench_warns_of_runs_at_work_and_is_started(

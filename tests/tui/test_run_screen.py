@@ -319,6 +319,15 @@ async def test_log_is_followed_until_it_is_scrolled(make_run: MakeRun, dashboard
         await settle(app, lambda: ends_with("and another"))
 
 
+async def test_a_screen_that_was_left_is_not_drawn_any_more(demo: list[Path], dashboard: Build) -> None:
+    async with (app := dashboard(demo[0])).run_test(size=(80, 24)) as pilot:
+        await app.polled()
+        left = screen_of(app)
+        await pilot.press("escape")
+        assert left not in app.screen_stack
+        left.redraw()  # as after a resize that came just before
+
+
 # --- acting on it ---
 
 
