@@ -33,7 +33,7 @@ from tq._torchvision import import_torchvision
 from tq.cli import split_commas
 from tq.data import normalise
 from tq.distributed import World
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.imagefolder import read_image
 from tq.machine import pick_device
 from tq.models import load_into, weights_from

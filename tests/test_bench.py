@@ -19,7 +19,7 @@ from tq.attach import attach, to_channels_last
 from tq.bench import bench, table
 from tq.config import BenchConfig
 from tq.dequantize import dequantized
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.layers import channels_last
 from tq.models import build
 from tq.ptq.calibrate import calibrate

@@ -21,7 +21,7 @@ from tq import checkpoint, models
 from tq.attach import attach
 from tq.checkpoint import inspect, load, predict_bytes, read_info, save
 from tq.conversion import convert
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.ptq.calibrate import calibrate
 
 Make = Callable[..., nn.Module]
@@ -220,9 +220,20 @@ def test_join_makes_good_files(file: Path) -> None:
         ("data", '{"size":13,"resize":true}', "got True"),
         ("data", '{"size":13,"resize":12}', "got 12"),
         ("data", '{"size":13,"resize":1000000000}', "got 1000000000"),
-        ("data", '{"size":[13],"resize":15}', "for the size [13]"),
+        ("data", '{"size":[13],"resize":15}', "must be at least 1, got [13]"),
         ("data", '{"resize":15}', "for the size None"),
+        ("data", '{"name":3}', "name of the data set in the header must be a text, got 3"),
+        ("data", '{"size":"13"}', "size of the images in the header must be at least 1, got '13'"),
+        ("data", '{"channels":0}', "channels of the images in the header must be at least 1, got 0"),
+        ("data", '{"mean":"0.5","std":[1]}', "mean in the header must be a list of numbers, got '0.5'"),
+        ("data", '{"mean":[0.5],"std":["1"]}', "std in the header must be a list of numbers, got ['1']"),
+        ("data", '{"mean":[0.5],"std":[NaN]}', "std in the header must be a list of numbers, got [nan]"),
+        ("data", f'{{"mean":[1{"0" * 400}],"std":[1]}}', "mean in the header must be a list of numbers"),
+        ("data", '{"mean":[0.5],"std":[0]}', "std in the header must be above 0, got [0]"),
+        ("data", '{"mean":[0.5],"std":[1,1]}', "must have a value for each channel"),
+        ("data", '{"channels":3,"mean":[0.5],"std":[1]}', "must have a value for each channel"),
         ("classes", "3", "must be a JSON list"),
+        ("classes", '["cat", 3]', "classes in the header must be names, got ['cat', 3]"),
         ("metrics", "[]", "must be a JSON dict"),
     ],
 )

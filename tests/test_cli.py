@@ -19,7 +19,7 @@ from tq import imagefolder
 from tq.attach import attach
 from tq.checkpoint import read_info, save
 from tq.cli import main
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.models import build
 from tq.ptq.calibrate import calibrate
 
@@ -340,4 +340,4 @@ def test_help_is_quick_and_loads_neither_torch_nor_textual() -> None:
     assert done.stderr.strip() == "[]"
     assert "quantize" in done.stdout
     # 0.3 s on a quiet machine; the bound leaves room for a loaded one
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 10

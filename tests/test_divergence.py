@@ -21,7 +21,7 @@ from tq.cli import main
 from tq.cross_check import contenders
 from tq.divergence import OUTPUT, compare, first_divergence, twins
 from tq.export import to_onnx
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.packed import packed_layers
 from tq.ptq.calibrate import calibrate
 

@@ -20,7 +20,7 @@ from tq.attach import attach
 from tq.cli import main
 from tq.commands import checking
 from tq.export import load_pt2, to_onnx, to_pt2
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.onnx.build import build
 from tq.onnx.engines import ENGINES, agreement, open_engine
 from tq.onnx.graph import positive_scales

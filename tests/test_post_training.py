@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tq import checkpoint
 from tq.attach import coverage, quant_layers
 from tq.conversion import convert
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.macs import multiply_accumulates
 from tq.mixed_precision import choose_bits
 from tq.post_training import quantize, run

@@ -18,7 +18,7 @@ from tq.cross_check import contenders
 from tq.dequantize import dequantized
 from tq.divergence import compare, first_divergence
 from tq.export import load_pt2, to_pt2, weight_notes
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.fusion import fuse, fused_parts, left_alone
 from tq.layers import EXACT_FLOAT32, QuantConv2d, QuantLinear
 from tq.mixed_precision import choose_bits

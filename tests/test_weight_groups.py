@@ -20,7 +20,7 @@ from tq.config import QuantizeConfig, TrainConfig
 from tq.conversion import convert
 from tq.dequantize import dequantized
 from tq.export import weight_notes
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.file_size import layer_bytes
 from tq.fusion import fuse, left_alone
 from tq.packed import Format, packed_layers

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tq.checkpoint import load as load
     from tq.checkpoint import save as save
     from tq.conversion import convert as convert
-    from tq.file_format import Info as Info
+    from tq.file_info import Info as Info
     from tq.fusion import fuse as fuse
     from tq.post_training import quantize as quantize
     from tq.scheme import Scheme as Scheme

@@ -32,7 +32,7 @@ from tq.contenders import REFERENCE, Contender, contenders
 from tq.data import normalise
 from tq.describe import images_of, normal_of
 from tq.evaluate import largest_difference
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.layers import channels_last
 from tq.machine import pick_device
 

@@ -20,16 +20,15 @@ from tq.file_format import (
     PACKED,
     STACKED,
     UNSIGNED,
-    Info,
     entries_of,
     first_line,
     formats_of,
     header_bytes,
-    info_of,
     metadata_of,
     read,
     table_of,
 )
+from tq.file_info import Info, info_of
 from tq.models import BUILDERS, build
 from tq.packed import Format, format_of, make_packed, packed_layers
 

@@ -16,7 +16,7 @@ from tq import checkpoint, peers
 from tq.attach import to_channels_last
 from tq.config import BenchConfig
 from tq.dequantize import build_float, dequantized
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.fusion import fuse, fused_parts, left_alone
 from tq.models import load_into, weights_from
 from tq.packed import PackedLayer

@@ -13,7 +13,7 @@ from torch import nn
 
 from tq import checkpoint
 from tq.attach import sites
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.models import build
 from tq.packed import packed_layers
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tq.data import DataSet, Normal, load
-from tq.file_format import Info
+from tq.file_info import Info
 
 
 def model_args(data: DataSet) -> dict[str, int]:

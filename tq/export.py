@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import tq
 from tq.atomic import atomic
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.layers import channels_last
 from tq.onnx.build import build
 from tq.onnx.graph import code_bits, held_as

@@ -25,7 +25,6 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from tq.imagefolder import check_resize
+from tq.file_info import Info
 from tq.packed import Format
 from tq.quantizers import act_range
 from tq.scheme import Scheme
@@ -50,18 +49,6 @@ _DTYPES = {
 }  # fmt: skip
 _RANK = {name: rank for rank, (name, _) in enumerate(_DTYPES.values())}
 Entry = tuple[str, tuple[int, ...], int]  # dtype, shape, bytes
-
-
-@dataclass(frozen=True)
-class Info:
-    """What a file says about itself beside its tensors; every value is plain JSON."""
-
-    model: dict[str, Any] | None = None
-    """{"name": a builder of tq.models, "args": {...}}; None for a network that only its owner can build"""
-    data: dict[str, Any] = field(default_factory=dict)
-    """{"name", "size", "channels", "mean", "std"}; "resize", the shorter side before the crop to "size", if another"""
-    classes: tuple[str, ...] = ()
-    metrics: dict[str, Any] = field(default_factory=dict)
 
 
 def entries_of(formats: Mapping[str, Format], rest: Mapping[str, Tensor]) -> dict[str, Entry]:
@@ -227,24 +214,6 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if hashlib.sha256(unsigned).hexdigest() != digest:
         raise ValueError(f"{path}: its checksum does not match its contents; the file is damaged")
     return tensors, metadata
-
-
-def info_of(metadata: Mapping[str, str], path: str | Path) -> Info:
-    try:
-        parsed = {k: json.loads(metadata.get(k, "null")) for k in ("model", "data", "classes", "metrics")}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: the header's metadata is not JSON ({error}); the file is damaged") from None
-    for key, kind in (("model", dict), ("data", dict), ("classes", list), ("metrics", dict)):
-        if not isinstance(parsed[key], kind | None):
-            raise ValueError(
-                f"{path}: {key} in the header must be a JSON {kind.__name__}, got {parsed[key]!r}; the file is damaged"
-            )
-    data = parsed["data"] or {}
-    try:
-        check_resize(data.get("size"), data.get("resize"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}; the file is damaged") from None
-    return Info(parsed["model"], data, tuple(parsed["classes"] or ()), parsed["metrics"] or {})
 
 
 def first_line(error: Exception) -> str:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from torch import nn
 
 from tq.attach import quant_layers
-from tq.file_format import UNSIGNED, Info, entries_of, header_bytes, metadata_of
+from tq.file_format import UNSIGNED, entries_of, header_bytes, metadata_of
+from tq.file_info import Info
 from tq.packed import format_of
 from triton_kernels.layout import BITS
 

@@ -15,7 +15,8 @@ from typing import Any
 import tq
 from tq.atomic import atomic
 from tq.checkpoint import Account, inspect
-from tq.file_format import PACKED, Info, read
+from tq.file_format import PACKED, read
+from tq.file_info import Info
 from tq.models import BUILDERS
 
 FILES = ("model.safetensors", "config.json", "README.md")

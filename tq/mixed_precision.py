@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tq.attach import attach, quant_layers
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.file_size import file_bytes, layer_bytes
 from tq.ptq.allocate import Allocation, Measured, allocate, options_of, pins, reasons, smallest_within
 from tq.ptq.calibrate import calibrate

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from tq.attach import attach, coverage
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.mixed_precision import Choice, choose_bits
 from tq.ptq.calibrate import calibrate
 from tq.ptq.images import checked

@@ -29,7 +29,7 @@ from tq.config import TrainConfig, to_dict
 from tq.describe import describe, model_args
 from tq.distributed import World
 from tq.evaluate import Evaluation, evaluate
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.layer_report import layer_report
 from tq.layers import channels_last
 from tq.machine import device_name, pick_device

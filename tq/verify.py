@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tq import checkpoint
 from tq.divergence import compare, first_divergence
 from tq.evaluate import Evaluation, evaluate, largest_difference
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.layers import channels_last
 
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]

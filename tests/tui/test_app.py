@@ -352,7 +352,7 @@ def test_the_first_frame_is_quick_and_loads_no_torch(demo: list[Path]) -> None:
     ).stdout.splitlines()
     assert said[1] == "[]"
     # About 0.5 s on an idle machine; the bound only catches an import that does not belong there.
-    assert float(said[0]) < 5
+    assert float(said[0]) < 10
 
 
 def test_no_import_of_the_run_screen_loads_torch() -> None:

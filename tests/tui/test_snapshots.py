@@ -29,9 +29,9 @@ def after(*keys: str) -> Callable[[Pilot[Any]], Awaitable[None]]:
         assert isinstance(app, TqApp)
         await app.polled()
         await pilot.press(*keys)
-        await app.polled()
-        # the picture is mounted after a frame, and drawn after its layout
-        await pilot.pause()
+        for _ in range(2):  # the picture is mounted after a frame, and drawn after its layout
+            await app.polled()
+            await pilot.pause()
         for box in app.screen.query(Input):
             box.cursor_blink = False
         await pilot.pause()

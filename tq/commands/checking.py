@@ -15,7 +15,7 @@ from tq import checkpoint
 from tq import data as datasets
 from tq.commands.evaluate import data_of, file_of, own_model
 from tq.describe import normal_of
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.flags.files import OnTestImages
 from tq.layers import channels_last
 from tq.onnx.engines import Agreement, agreement, open_engine

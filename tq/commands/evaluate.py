@@ -16,7 +16,7 @@ from tq.byte_size import size_text
 from tq.commands.output import show
 from tq.describe import images_of, normal_of
 from tq.evaluate import evaluate
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.flags.files import Eval, Inspect, Predict
 from tq.imagefolder import read_image
 from tq.layers import channels_last

@@ -18,7 +18,7 @@ from tq.byte_size import size_text
 from tq.commands.checking import Sample, agreement_of, load_packed, packed_file, progress_on, sample_of
 from tq.commands.output import show, stderr
 from tq.evaluate import evaluate, largest_difference
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.flags.files import Export
 from tq.onnx.engines import ENGINES, MEAN_DIFFERENCE, SAME_CLASS
 from tq.peers import needed

@@ -31,7 +31,8 @@ from tq.config import QuantizeConfig
 from tq.describe import describe, images_of, model_args, normal_of
 from tq.divergence import compare, twins
 from tq.evaluate import evaluate
-from tq.file_format import FORMAT, Info
+from tq.file_format import FORMAT
+from tq.file_info import Info
 from tq.flags.files import Quantize
 from tq.layers import EXACT_FLOAT32, channels_last
 from tq.machine import pick_device

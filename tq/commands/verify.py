@@ -20,7 +20,7 @@ from tq.cross_check import contenders
 from tq.dequantize import build_float
 from tq.divergence import OUTPUT, Row, compare, first_divergence, is_layer, twins
 from tq.evaluate import evaluate
-from tq.file_format import Info
+from tq.file_info import Info
 from tq.flags.files import Verify
 from tq.machine import pick_device
 from tq.models import load_into, weights_from
