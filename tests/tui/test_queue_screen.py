@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from rich.text import Text
 from textual.widgets import DataTable
 
 from tq import queue, queue_entry
@@ -18,6 +19,7 @@ from tui.dialogs import Confirm
 from tui.job_screen import JobScreen
 from tui.new_run import NewRunScreen
 from tui.queue_screen import QueueScreen
+from tui.queue_table import QueueTable
 from tui.run_screen import RunScreen
 
 Build = Callable[..., TqApp]
@@ -74,6 +76,24 @@ async def test_entries_are_moved_taken_out_and_paused(
         assert isinstance(app.screen, NewRunScreen)
         await pilot.press("escape", "escape")
         assert not isinstance(app.screen, QueueScreen)
+
+
+async def test_columns_are_as_wide_as_their_cells_from_the_first_frame_on(
+    dashboard: Build, root: Path, settle: Settle
+) -> None:
+    name = "resnet20-w1a2-long"
+    queue.add(root, ["train", "--model", "resnet20", "--data", "x" * 300], name=name, device="cpu")
+    async with (app := dashboard()).run_test(size=(80, 24)) as pilot:
+        await pilot.press("u")
+        table = app.screen.query_one("#entries", QueueTable)
+        await settle(app, lambda: names(app, "#entries") == [name])
+        for width in (80, 120):
+            await pilot.resize_terminal(width, 24)
+            await settle(app, lambda width=width: table.virtual_size.width == width - 1)
+            assert [c.width for c in table.ordered_columns][:4] == [1, len("○ waits"), len(name), len("Device")]
+        # Textual's own measuring waits for an idle moment; ours is done when the rows are there.
+        table.fill({"a": [Text(t) for t in ("1", "o waits", "a longer name than before", "cuda:0", "tq")]}, 80)
+        assert [c.get_render_width(table) - 2 for c in table.ordered_columns] == [1, 7, 25, 6, 30]
 
 
 async def test_an_entry_at_work_cannot_be_moved_or_taken_out_but_opened(
