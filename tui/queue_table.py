@@ -28,7 +28,8 @@ class QueueTable(DataTable[Text]):
             return
         for key, cells in rows.items():
             for title, cell in zip(self._titles, cells, strict=True):
-                if self.get_cell(key, title) != cell:
+                # texts of another colour are equal, to rich
+                if (before := self.get_cell(key, title)) != cell or before.style != cell.style:
                     self.update_cell(key, title, cell)
 
     def _fill_anew(self, rows: Mapping[str, Sequence[Text]], widths: list[int]) -> None:
