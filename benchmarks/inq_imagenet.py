@@ -36,11 +36,11 @@ from tq.distributed import World
 from tq.file_info import Info
 from tq.imagefolder import read_image
 from tq.machine import pick_device
-from tq.models import load_into, weights_from
 from tq.optim import INQSGD, INQScheduler, reset_lr_scheduler
 from tq.resume import write_checkpoint
 from tq.scheme import POW2_BITS
 from tq.training_rules import check_portions, portions_of
+from tq.weights import load_into, weights_from
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

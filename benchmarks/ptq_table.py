@@ -29,7 +29,8 @@ from tq.checkpoint import read_info
 from tq.describe import model_args
 from tq.evaluate import evaluate
 from tq.layers import channels_last
-from tq.models import build, load_into, weights_from
+from tq.models import build
+from tq.weights import load_into, weights_from
 
 ROWS = ("w8a8 fast", "w4a8 default", "w4a4 default", "w2a8 best")
 

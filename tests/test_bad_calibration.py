@@ -15,7 +15,7 @@ import tq
 from tq import models
 from tq.attach import quant_layers
 from tq.cli import main
-from tq.models import load_into, weights_from
+from tq.weights import load_into, weights_from
 
 X = torch.randn(6, 3, 9, 9, generator=torch.Generator().manual_seed(0))
 

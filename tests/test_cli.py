@@ -276,7 +276,7 @@ def test_a_foreign_float_file_needs_its_architecture(root: Path, capsys: pytest.
 
 
 def test_nan_weights_are_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tq.models import weights_from
+    from tq.weights import weights_from
 
     state = weights_from(root / "float.safetensors")
     state["linear.weight"] = state["linear.weight"] * float("nan")

@@ -1,4 +1,4 @@
-"""tq.models and tq._torchvision: shapes, counts, tracing, and the reading of good and of damaged weights files."""
+"""tq.models, tq.weights, tq._torchvision: shapes, counts, tracing, the reading of good and of damaged weights files."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tq import models
 from tq._torchvision import import_torchvision
 from tq.config import MODELS
+from tq.weights import load_into, weights_from
 
 # Weights and biases; the paper gives 0.27M for ResNet-20 and 1.7M for ResNet-110 (He et al. 2015, table 6).
 PARAMETERS = {"resnet20": 272_474, "resnet20-a": 269_722, "resnet110-a": 1_727_962, "resnet18": 11_181_642}
@@ -145,18 +146,18 @@ def test_weights_from_strips_prefixes(tmp_path: Path, state: dict[str, Tensor], 
         save_file(named, path)
     else:
         torch.save({"best_prec1": 92.6, "state_dict": OrderedDict(named)}, path)
-    read = models.weights_from(path)
+    read = weights_from(path)
     assert read.keys() == state.keys() and all(torch.equal(read[k], state[k]) for k in state)
 
 
 def test_weights_from_unwraps_model_and_keeps_a_real_submodule(tmp_path: Path) -> None:
     torch.save({"model": {"module.weight": torch.ones(2), "head": torch.ones(1)}, "epoch": 3}, tmp_path / "w.pt")
-    assert models.weights_from(tmp_path / "w.pt").keys() == {"module.weight", "head"}
+    assert weights_from(tmp_path / "w.pt").keys() == {"module.weight", "head"}
 
 
 def test_weights_from_reads_the_format_before_zip(tmp_path: Path, state: dict[str, Tensor]) -> None:
     torch.save({"state_dict": state}, tmp_path / "w.th", _use_new_zipfile_serialization=False)
-    assert models.weights_from(tmp_path / "w.th").keys() == state.keys()
+    assert weights_from(tmp_path / "w.th").keys() == state.keys()
 
 
 class Payload:
@@ -172,10 +173,10 @@ class Payload:
 def test_weights_from_never_runs_pickled_code(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1), "b": Payload(tmp_path / "ran")}, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"w\.pt holds Python objects \(.+\), which are never unpickled"):
-        models.weights_from(tmp_path / "w.pt")
+        weights_from(tmp_path / "w.pt")
     torch.save(nn.Linear(1, 1), tmp_path / "m.pt")
     with pytest.raises(ValueError, match=r"holds Python objects .*Linear"):
-        models.weights_from(tmp_path / "m.pt")
+        weights_from(tmp_path / "m.pt")
     assert not (tmp_path / "ran").exists()
 
 
@@ -193,7 +194,7 @@ def test_weights_from_never_runs_pickled_code(tmp_path: Path) -> None:
 def test_weights_from_refuses(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "w.pt")
     with pytest.raises(ValueError, match=r"w\.pt " + message):
-        models.weights_from(tmp_path / "w.pt")
+        weights_from(tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
@@ -204,35 +205,35 @@ def test_weights_from_names_a_truncated_file(tmp_path: Path, suffix: str, keep: 
     whole = path.read_bytes()
     path.write_bytes(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
     with pytest.raises(ValueError, match=f"{path} is damaged or not a weights file"):
-        models.weights_from(path)
+        weights_from(path)
 
 
 def test_weights_from_names_a_missing_or_foreign_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"absent\.pt does not exist"):
-        models.weights_from(tmp_path / "absent.pt")
+        weights_from(tmp_path / "absent.pt")
     (tmp_path / "w.onnx").write_bytes(b"x")
     with pytest.raises(ValueError, match=r"w\.onnx must be \.safetensors"):
-        models.weights_from(tmp_path / "w.onnx")
+        weights_from(tmp_path / "w.onnx")
 
 
 def test_load_into_copies_also_without_batch_counters(state: dict[str, Tensor]) -> None:
     old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     model = models.build("resnet20-a", num_classes=10)
-    models.load_into(model, old, where="old.th")
+    load_into(model, old, where="old.th")
     assert all(torch.equal(model.state_dict()[name], value) for name, value in old.items())
 
 
 def test_load_into_says_what_does_not_fit(state: dict[str, Tensor]) -> None:
     with pytest.raises(ValueError, match=r"f\.th does not fit the model: missing layer2\.0\.shortcut.* more; is this"):
-        models.load_into(models.build("resnet20", num_classes=10), state, where="f.th")
+        load_into(models.build("resnet20", num_classes=10), state, where="f.th")
     with pytest.raises(ValueError, match=r"unexpected layer1\.2\.conv1\.weight, .* pass --model"):
         narrow: Any = models.build("resnet20-a", num_classes=10)
         del narrow.layer1[2]
-        models.load_into(narrow, state, where="f.th")
+        load_into(narrow, state, where="f.th")
     model: Any = models.build("resnet20-a", num_classes=7)
     before = model.conv1.weight.clone()
     with pytest.raises(ValueError, match=r"wrong shape: linear\.weight \(10, 64\) instead of \(7, 64\)"):
-        models.load_into(model, state, where="f.th")
+        load_into(model, state, where="f.th")
     assert torch.equal(model.conv1.weight, before), "a refused file must leave the model as it was"
 
 

@@ -18,8 +18,8 @@ from tq.config import BenchConfig
 from tq.dequantize import build_float, dequantized
 from tq.file_info import Info
 from tq.fusion import fuse, fused_parts, left_alone
-from tq.models import load_into, weights_from
 from tq.packed import PackedLayer
+from tq.weights import load_into, weights_from
 
 REFERENCE = "reference"
 CALIBRATION_IMAGES = 300

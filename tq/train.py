@@ -34,7 +34,7 @@ from tq.layer_report import layer_report
 from tq.layers import channels_last
 from tq.machine import device_name, pick_device
 from tq.meters import StepMeter, system_load
-from tq.models import build, load_into, weights_from
+from tq.models import build
 from tq.objective import Objective
 from tq.ptq.calibrate import calibrate
 from tq.quantizers import PACT
@@ -44,6 +44,7 @@ from tq.scheme import Scheme
 from tq.stage_state import StageState
 from tq.stages import Stage, plan
 from tq.step import TrainStep, learning_rate, resolution_of
+from tq.weights import load_into, weights_from
 
 EVAL_BATCH = 500
 CALIBRATION_BATCHES = 4

@@ -38,12 +38,13 @@ from tq.layers import EXACT_FLOAT32, channels_last
 from tq.machine import pick_device
 from tq.macs import multiply_accumulates
 from tq.mixed_precision import Choice
-from tq.models import build, load_into, weights_from
+from tq.models import build
 from tq.pareto_plot import plot_front
 from tq.picture import SUFFIXES
 from tq.post_training import run
 from tq.ptq.images import check_forward
 from tq.verify import Proof, save_verified
+from tq.weights import load_into, weights_from
 
 # Between two lines of progress in a file: often enough for whoever watches it, rare enough for whoever keeps it.
 LINE_EVERY_S = 5.0

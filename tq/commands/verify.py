@@ -23,10 +23,10 @@ from tq.evaluate import evaluate
 from tq.file_info import Info
 from tq.flags.files import Verify
 from tq.machine import pick_device
-from tq.models import load_into, weights_from
 from tq.onnx.engines import ENGINES
 from tq.packed import packed_layers
 from tq.peers import needed
+from tq.weights import load_into, weights_from
 
 
 def verify(flags: Verify, argv: list[str]) -> int:
