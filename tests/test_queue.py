@@ -191,6 +191,15 @@ def test_a_damaged_entry_is_named_skipped_and_can_be_taken_out(root: Path, tq: l
     assert queue.entries(root) == []
 
 
+def test_two_entries_of_one_second_never_share_a_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digits = iter(["aaaa", "aaaa", "bbbb", "aaaa", "bbbb", "cccc"])
+    monkeypatch.setattr("secrets.token_hex", lambda _: next(digits))
+    monkeypatch.setattr("time.strftime", lambda *_: "20270115-080000")
+    for device in ("cpu", "cpu", "cuda:0"):
+        queue.add(root, ["train", "x"], device=device)
+    assert [e.id[-4:] for e in queue.entries(root)] == ["aaaa", "bbbb", "cccc"]
+
+
 def test_many_writers_lose_nothing(root: Path) -> None:
     script = f"""
 from pathlib import Path

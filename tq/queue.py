@@ -72,7 +72,7 @@ def add(
             raise ValueError(f"run {run} is in the queue already, as {known.id}")
         last = max((e.order for e in read_all(root, lane)), default=0)
         entry = Entry(
-            id=f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}",
+            id=_new_id(root),
             device=lane,
             name=name,
             argv=tuple(argv),
@@ -85,6 +85,14 @@ def add(
     if start:
         start_runner(root, lane, command=command)
     return entry
+
+
+def _new_id(root: Path) -> str:
+    """Local time and four hex digits that no entry has: 40 in one second meet once in a hundred times."""
+    known = {entry.id for device in devices(root) for entry in read_all(root, device)}
+    while (found := f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}") in known:
+        pass
+    return found
 
 
 def find(root: Path, text: str) -> Entry:
