@@ -47,7 +47,7 @@ def load(
     a folder are decoded at once, for training; else each when it is needed. Raises ValueError with one sentence when
     the files are missing, damaged or do not fit into memory.
     """
-    # a file's header may hold anything
+    # from callers whose value nothing has checked
     if image_size is not None and (type(image_size) is not int or image_size < 1):
         raise ValueError(f"image_size must be at least 1, got {image_size!r}")
     imagefolder.check_resize(image_size, resize)

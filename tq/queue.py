@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import secrets
 import signal
 import subprocess
 import threading
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tq import runs
+from tq.fresh_id import fresh_id
 from tq.liveness import holder
 from tq.queue_entry import Entry as Entry
 from tq.queue_entry import device_name as device_name
@@ -72,7 +72,7 @@ def add(
             raise ValueError(f"run {run} is in the queue already, as {known.id}")
         last = max((e.order for e in read_all(root, lane)), default=0)
         entry = Entry(
-            id=_new_id(root),
+            id=fresh_id(lambda name: any((lane_folder(root, d) / f"{name}.json").exists() for d in devices(root))),
             device=lane,
             name=name,
             argv=tuple(argv),
@@ -85,14 +85,6 @@ def add(
     if start:
         start_runner(root, lane, command=command)
     return entry
-
-
-def _new_id(root: Path) -> str:
-    """Local time and four hex digits that no entry has: 40 in one second meet once in a hundred times."""
-    known = {entry.id for device in devices(root) for entry in read_all(root, device)}
-    while (found := f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}") in known:
-        pass
-    return found
 
 
 def find(root: Path, text: str) -> Entry:

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import re
-import secrets
 import signal
 import socket
 import subprocess
@@ -30,6 +29,7 @@ from typing import Any
 
 from tq.atomic import atomic
 from tq.events import EventLog
+from tq.fresh_id import fresh_id
 from tq.liveness import STARTING_FOR_S, busy, holder, release, take
 from tq.liveness import LastWord as LastWord
 from tq.liveness import RunBusy as RunBusy
@@ -267,9 +267,7 @@ def _is_run(path: Path | str) -> bool:
 def _new_directory(root: Path, name: str) -> Path:
     """A path that no run has: local time, name, four random hex digits."""
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "run"
-    while (path := root / f"{time.strftime('%Y%m%d-%H%M%S')}-{slug[:60]}-{secrets.token_hex(2)}").exists():
-        pass
-    return path
+    return root / fresh_id(lambda name: (root / name).exists(), slug[:60])
 
 
 def _spawn(command: list[str], path: Path, wait_s: float, *, cwd: str | None = None) -> Path:

@@ -123,9 +123,9 @@ class JobScreen(TqScreen):
         if not width:
             return
         right = Content.styled(f"{job.id} ", "$muted")
-        self.query_one("#bar", Static).update(spread(logo(f"{job.command} {words.clean(job.title)}"), right, width))
-        self.query_one("#job-command", Static).update("$ " + command_line(job))
-        self.query_one("#job-state", Static).update(state_line(job, self.tq.clock()))
+        self.put("#bar", spread(logo(f"{job.command} {words.clean(job.title)}"), right, width))
+        self.put("#job-command", "$ " + command_line(job))
+        self.put("#job-state", state_line(job, self.tq.clock()))
         self.query_one(Footer).check()
         room = self.query_one("#job", VerticalScroll).scrollable_content_region.width
         if self._drawn == (job, room) or not room:

@@ -14,7 +14,6 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tq.atomic import atomic
+from tq.fresh_id import fresh_id
 from tui.words import clean
 
 TQ = (sys.executable, "-m", "tq")
@@ -93,7 +93,8 @@ def start(
 
     Raises OSError where the directory cannot be written.
     """
-    path = Path(root) / "jobs" / f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(clock()))}-{secrets.token_hex(2)}"
+    folder = Path(root) / "jobs"
+    path = folder / fresh_id(lambda name: (folder / name).exists(), at=clock())
     path.mkdir(parents=True)
     record = {
         "version": 1,

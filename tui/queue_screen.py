@@ -136,8 +136,8 @@ class QueueScreen(TqScreen):
             return
         waiting = sum(e.waiting for e in self.found.entries)
         right = Content.styled(f"{waiting} waiting ", "$primary" if waiting else "$muted")
-        self.query_one("#bar", Static).update(spread(logo("queue"), right, self.size.width))
-        self.query_one("#lanes", Static).update(self._lanes())
+        self.put("#bar", spread(logo("queue"), right, self.size.width))
+        self.put("#lanes", self._lanes())
         entries = {entry.id: self._entry_cells(i, entry) for i, entry in enumerate(self.found.entries)}
         # A heading and its rows, but never so many that the results below have no room.
         self.entries.styles.height = min(len(entries) + 1, max(4, self.size.height // 2 - 3))
